@@ -1,0 +1,43 @@
+"""What a detector found in one image: the common currency between models, evaluation and drawing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Detections:
+    """Detections of one image, best score first.
+
+    Attributes:
+        xyxy: [N, 4] float32, corners in pixels of the original image.
+        score: [N] float32 in 0–1.
+        label: [N] int64 class index.
+    """
+
+    xyxy: Tensor
+    score: Tensor
+    label: Tensor
+
+    def __len__(self) -> int:
+        return int(self.score.numel())
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> Detections:
+        """No detections: three empty tensors of the right shapes and types."""
+        return cls(
+            torch.zeros((0, 4), device=device),
+            torch.zeros(0, device=device),
+            torch.zeros(0, dtype=torch.int64, device=device),
+        )
+
+    def to(self, device: torch.device | str) -> Detections:
+        """The same detections on another device."""
+        return Detections(self.xyxy.to(device), self.score.to(device), self.label.to(device))
+
+    def select(self, index: Tensor) -> Detections:
+        """Those at an index or boolean mask."""
+        return Detections(self.xyxy[index], self.score[index], self.label[index])
