@@ -54,6 +54,9 @@ class SlicerConfig:
     patches_per_side: int = 8
     threshold: float = 0.5
     """A cell is active when sigmoid(logit) ≥ threshold."""
+    shift: Literal["center", "edge"] = "center"
+    """How a patch moves over its empty margin: ``center`` puts its active cells in the middle; ``edge`` is
+    the released rule (towards the larger margin until the active cells touch the border), kept for parity."""
     max_patches: int | None = None
     """Patch budget per image, best first; None: no limit."""
 

@@ -1,0 +1,185 @@
+"""The detector: stem on every pixel, heatmap, patches, and the rest of the network on the patches only.
+
+Dense detection (``slicer.algorithm: none``) is the same code with one patch that covers the map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones.yolov5 import build_yolov5
+from models.head import LevelOutput, build_head
+from models.layers import Conv
+from models.neck import PANNeck
+from models.seeker import ObjSeeker
+from models.slicer import Candidates, Patches, cut_patches, slice_greedy, slice_grid, whole_map
+from models.sparse import position_masks
+from utils.config import ConfigError, HeadConfig, ModelConfig, SlicerConfig
+from utils.profile import StageTimer
+
+MAX_STRIDE = 32
+
+NO_TIMER = StageTimer(enabled=False)
+
+PatchSelector = Callable[[Tensor], Patches]
+"""Chooses training patches from heatmap logits [B,1,H/8,W/8]."""
+
+
+@dataclass
+class ESODOutput:
+    """What one forward pass gives, in training and in evaluation alike.
+
+    Attributes:
+        heatmap_logits: [B, 1, H/8, W/8], or None for a model without a seeker.
+        levels: raw predictions at strides 8, 16, 32; see `LevelOutput`.
+        patches: where they are.
+    """
+
+    heatmap_logits: Tensor | None
+    levels: list[LevelOutput]
+    patches: Patches
+
+
+class ESOD(nn.Module):
+    """Efficient small-object detector; build one with `build_model`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        stem: nn.Module,
+        deep: nn.Module,
+        neck: nn.Module,
+        head: nn.Module,
+        seeker: nn.Module | None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = stem
+        self.seeker = seeker
+        self.deep = deep
+        self.neck = neck
+        self.head = head
+
+    def forward(
+        self, images: Tensor, select: PatchSelector | None = None, timer: StageTimer = NO_TIMER
+    ) -> ESODOutput:
+        """Detect on a batch.
+
+        Args:
+            images: [B, 3, H, W] RGB in 0–1, H and W multiples of 32.
+            select: chooses the patches from the heatmap logits (training); None: the configured slicer.
+            timer: told the stages stem, seeker, slicer, deep and head.
+
+        Raises:
+            ValueError: H or W is not a multiple of 32.
+        """
+        height, width = images.shape[2:]
+        if height % MAX_STRIDE or width % MAX_STRIDE:
+            raise ValueError(f"input is {height}×{width}; both sides must be multiples of {MAX_STRIDE}")
+        with timer.stage("stem"):
+            features = self.stem(images)
+        with timer.stage("seeker"):
+            logits = self.seeker(features) if self.seeker is not None else None
+        with timer.stage("slicer"):
+            patches, positions = self.choose(logits, features, select)
+            cut = cut_patches(features, patches)
+        with timer.stage("deep"):
+            pyramid = self.neck(cut, *self.deep(cut))
+        with timer.stage("head"):
+            levels = self.head(pyramid, positions)
+        return ESODOutput(logits, levels, patches)
+
+    def choose(
+        self, logits: Tensor | None, features: Tensor, select: PatchSelector | None
+    ) -> tuple[Patches, list[Tensor | None]]:
+        """Patches, and per level the head's positions (None: everywhere)."""
+        everywhere: list[Tensor | None] = [None, None, None]
+        if select is not None and logits is not None:
+            return select(logits.detach()), everywhere
+        dense = logits is None or self.config.slicer.algorithm == "none"
+        if logits is None or (dense and not self._sparse()):
+            map_hw = (features.shape[2], features.shape[3])
+            return whole_map(len(features), map_hw, features.device), everywhere
+        return self._slice(logits)
+
+    def _sparse(self) -> bool:
+        return self.config.head.sparse and not self.training
+
+    @torch.no_grad()
+    def _slice(self, logits: Tensor) -> tuple[Patches, list[Tensor | None]]:
+        """Patches and sparse positions with one wait for the device in all."""
+        device, config = logits.device, self.config
+        # Sigmoid in float32: a bf16 or fp16 heatmap would turn neighbouring cells into false plateaus.
+        prob = logits.float().sigmoid()
+        if config.slicer.algorithm == "greedy":
+            prob = prob.cpu()
+        candidates = find_candidates(prob, config.slicer)
+        masks = position_masks(prob, candidates, config.head.threshold, levels=3) if self._sparse() else []
+        counts = torch.stack([m.sum() for m in (candidates.keep, *masks)]).tolist()
+        patches = candidates.take(counts[0]).to(device)
+        positions: list[Tensor | None] = [None, None, None]
+        for level, (mask, count) in enumerate(zip(masks, counts[1:], strict=True)):
+            kept_order = candidates.keep.cumsum(0) - 1
+            position = torch.nonzero_static(mask, size=count)
+            position[:, 0] = kept_order[position[:, 0]]
+            positions[level] = position.to(device, non_blocking=True)
+        return patches, positions
+
+    def fuse(self) -> ESOD:
+        """Fold every BatchNorm into its convolution, in place (inference only)."""
+        for module in self.modules():
+            if isinstance(module, Conv):
+                module.fuse()
+        return self
+
+    def reconfigure(
+        self,
+        slicer: str | None = None,
+        head: str | None = None,
+        heatmap_threshold: float | None = None,
+        max_patches: int | None = None,
+    ) -> ESOD:
+        """Change how the model slices and whether its head is sparse, in place; None keeps a setting.
+
+        Raises:
+            ConfigError: the model has no seeker, or its head cannot be sparse.
+        """
+        changes = {"algorithm": slicer, "threshold": heatmap_threshold, "max_patches": max_patches}
+        new_slicer = replace(self.config.slicer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
+        new_head = self.config.head if head is None else replace(self.config.head, sparse=head == "sparse")
+        self._check(new_slicer, new_head)
+        self.config = replace(self.config, slicer=new_slicer, head=new_head)
+        return self
+
+    def _check(self, slicer: SlicerConfig, head: HeadConfig) -> None:
+        if self.seeker is None and slicer.algorithm != "none":
+            raise ConfigError("this model has no heatmap head (it was trained dense): use --slicer none")
+        if self.seeker is None and head.sparse:
+            raise ConfigError("this model has no heatmap head (it was trained dense): use --head dense")
+
+
+def find_candidates(prob: Tensor, config: SlicerConfig) -> Candidates:
+    """Candidate patches by the configured algorithm from heatmap probabilities [B,1,H/8,W/8]."""
+    if config.algorithm == "grid":
+        return slice_grid(prob, config)
+    if config.algorithm == "greedy":
+        return slice_greedy(prob, config)
+    whole = whole_map(len(prob), (prob.shape[2], prob.shape[3]), prob.device)
+    keep = torch.ones(len(whole), dtype=torch.bool, device=prob.device)
+    return Candidates(whole.image_index, whole.xyxy_cell, keep, whole.size_cell)
+
+
+def build_model(config: ModelConfig) -> ESOD:
+    """Build the configured detector with random weights."""
+    builders = {"yolov5": build_yolov5}
+    backbone = builders[config.family](config)
+    seeker = None
+    if config.seeker.kind != "none":
+        seeker = ObjSeeker(backbone.channels[0], config.seeker, config.bn_eps)
+    neck = PANNeck(backbone.channels, config)
+    head = build_head(backbone.channels, config)
+    return ESOD(config, backbone.stem, backbone.deep, neck, head, seeker)

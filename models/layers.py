@@ -1,0 +1,133 @@
+"""Building blocks shared by the backbones, the neck and the heads.
+
+Parameter names inside a block (`conv`, `bn`, `cv1`, `m`) follow the published YOLOv5 checkpoints, so
+that converting one is a matter of renaming prefixes only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def scale_channels(channels: int, width: float) -> int:
+    """Channels × width multiple, rounded up to a multiple of 8."""
+    return math.ceil(channels * width / 8) * 8
+
+
+def scale_repeats(repeats: int, depth: float) -> int:
+    """Block repeats × depth multiple, rounded, at least 1."""
+    return max(round(repeats * depth), 1)
+
+
+class Conv(nn.Module):
+    """Convolution without bias, BatchNorm, SiLU; "same" padding for odd kernels.
+
+    [B, in, H, W] → [B, out, H/stride, W/stride].
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.03)
+        self.act = nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+
+    def forward_rows(self, rows: Tensor) -> Tensor:
+        """The same layer on gathered neighbourhoods: [M, kernel, kernel, in] → [M, out]."""
+        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
+        x = F.linear(rows.flatten(1), weight, self.conv.bias)
+        if isinstance(self.bn, nn.BatchNorm2d):
+            x = F.batch_norm(
+                x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps
+            )
+        return self.act(x)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Fold the BatchNorm's running statistics into the convolution (inference only)."""
+        if not isinstance(self.bn, nn.BatchNorm2d):
+            return
+        running_mean, running_var = self.bn.running_mean, self.bn.running_var
+        assert running_mean is not None and running_var is not None
+        gain = self.bn.weight / torch.sqrt(running_var + self.bn.eps)
+        self.conv.weight.mul_(gain.view(-1, 1, 1, 1))
+        self.conv.bias = nn.Parameter(self.bn.bias - running_mean * gain, requires_grad=False)
+        self.bn = nn.Identity()
+
+
+class Bottleneck(nn.Module):
+    """1×1 then 3×3 convolution, with an identity shortcut when asked for. [B,C,H,W] → [B,C,H,W]."""
+
+    def __init__(self, channels: int, shortcut: bool, eps: float) -> None:
+        super().__init__()
+        self.cv1 = Conv(channels, channels, 1, eps=eps)
+        self.cv2 = Conv(channels, channels, 3, eps=eps)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv2(self.cv1(x))
+        return x + y if self.shortcut else y  # type: ignore[no-any-return]
+
+
+class C3(nn.Module):
+    """Cross-stage-partial block with three convolutions. [B,in,H,W] → [B,out,H,W]."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: int, shortcut: bool = True, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        hidden = out_channels // 2
+        self.cv1 = Conv(in_channels, hidden, 1, eps=eps)
+        self.cv2 = Conv(in_channels, hidden, 1, eps=eps)
+        self.cv3 = Conv(2 * hidden, out_channels, 1, eps=eps)
+        self.m = nn.Sequential(*(Bottleneck(hidden, shortcut, eps) for _ in range(repeats)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))  # type: ignore[no-any-return]
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: parallel max-pools of several sizes. [B,in,H,W] → [B,out,H,W]."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernels: Sequence[int], eps: float = 1e-5) -> None:
+        super().__init__()
+        hidden = in_channels // 2
+        self.kernels = tuple(kernels)
+        self.cv1 = Conv(in_channels, hidden, 1, eps=eps)
+        self.cv2 = Conv(hidden * (len(self.kernels) + 1), out_channels, 1, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        pooled = [F.max_pool2d(x, kernel, stride=1, padding=kernel // 2) for kernel in self.kernels]
+        return self.cv2(torch.cat((x, *pooled), dim=1))  # type: ignore[no-any-return]
+
+
+class Focus(nn.Module):
+    """Pixel phases to channels, then a convolution. [B,in,H,W] → [B,out,H/2,W/2].
+
+    Phases in the order (even row, even column), (odd, even), (even, odd), (odd, odd).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.conv = Conv(4 * in_channels, out_channels, kernel, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        even, odd = x[..., ::2, :], x[..., 1::2, :]
+        phases = (even[..., ::2], odd[..., ::2], even[..., 1::2], odd[..., 1::2])
+        return self.conv(torch.cat(phases, dim=1))  # type: ignore[no-any-return]

@@ -1,0 +1,33 @@
+"""ObjSeeker (paper section III-B): from stride-8 features to a heatmap of "some object is here"."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from models.layers import SPP, Conv
+from utils.config import SeekerConfig
+
+SPP_KERNELS = (5, 9, 13)
+PRIOR = 0.01
+"""Share of active cells assumed before training; sets the first bias so that the loss starts calm."""
+
+
+class ObjSeeker(nn.Module):
+    """Wide context by one large depth-wise convolution (or an SPP), then one logit per cell.
+
+    [B, C, H/8, W/8] → logits [B, 1, H/8, W/8]; sigmoid gives the probability of an object.
+    """
+
+    def __init__(self, channels: int, config: SeekerConfig, eps: float) -> None:
+        super().__init__()
+        if config.kind == "spp":
+            self.context: nn.Module = SPP(channels, channels, SPP_KERNELS, eps=eps)
+        else:
+            self.context = Conv(channels, channels, config.kernel, groups=channels, eps=eps)
+        self.predict = nn.Conv2d(channels, 1, 1)
+        nn.init.constant_(self.predict.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.predict(self.context(features))  # type: ignore[no-any-return]

@@ -1,0 +1,256 @@
+"""AdaSlicer (paper section III-C): from the heatmap to the patches that the deep part runs on.
+
+Pure functions on probabilities, no weights. All sizes are in stride-8 cells. The grid algorithm is
+vectorised over images and patches and leaves its result in a statically sized `Candidates`, so that
+the caller decides when (once) to wait for the device; the greedy one loops over chosen patches on
+the host.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from utils.config import SlicerConfig
+
+STRIDE = 8
+"""Input pixels per cell."""
+PATCH_MULTIPLE = 4
+"""Patch sides are multiples of this many cells, so that stride 32 divides them."""
+
+
+@dataclass
+class Patches:
+    """Patches of a batch, all of one size, ordered by image.
+
+    Attributes:
+        image_index: [K] int64, the image each patch is cut from.
+        xyxy_cell: [K, 4] int64, corners in stride-8 cells, inside the map; x2 − x1 and y2 − y1 are equal for all.
+        size_cell: (height, width) of every patch in cells.
+    """
+
+    image_index: Tensor
+    xyxy_cell: Tensor
+    size_cell: tuple[int, int]
+
+    def __len__(self) -> int:
+        return int(self.image_index.numel())
+
+    def to(self, device: torch.device) -> Patches:
+        """The same patches on another device."""
+        return Patches(
+            self.image_index.to(device, non_blocking=True), self.xyxy_cell.to(device, non_blocking=True), self.size_cell
+        )
+
+
+@dataclass
+class Candidates:
+    """Possible patches of a batch, of static number G, and which of them are kept.
+
+    Attributes:
+        image_index: [G] int64.
+        xyxy_cell: [G, 4] int64.
+        keep: [G] bool.
+        size_cell: (height, width) of every patch in cells.
+    """
+
+    image_index: Tensor
+    xyxy_cell: Tensor
+    keep: Tensor
+    size_cell: tuple[int, int]
+
+    def take(self, count: int) -> Patches:
+        """The kept patches in order; count is the number of True in keep (known to the caller, so no wait here)."""
+        index = torch.nonzero_static(self.keep, size=count).squeeze(1)
+        return Patches(self.image_index[index], self.xyxy_cell[index], self.size_cell)
+
+
+def patch_size(map_hw: tuple[int, int], patches_per_side: int) -> tuple[int, int]:
+    """Patch (height, width) in cells: a side's share of the map rounded up to a multiple of 4."""
+
+    def side(cells: int) -> int:
+        return -(-cells // (patches_per_side * PATCH_MULTIPLE)) * PATCH_MULTIPLE
+
+    return side(map_hw[0]), side(map_hw[1])
+
+
+def local_maxima(prob: Tensor, threshold: float) -> Tensor:
+    """Cells at or above threshold that equal their 3×3 maximum: [B,1,H,W] in 0–1 → bool of the same shape."""
+    return (prob >= threshold) & (F.max_pool2d(prob, 3, 1, 1) == prob)
+
+
+def whole_map(batch: int, map_hw: tuple[int, int], device: torch.device) -> Patches:
+    """One patch per image that covers everything: the dense detector as a special case."""
+    height, width = map_hw
+    corners = torch.tensor([0, 0, width, height], device=device).expand(batch, 4)
+    return Patches(torch.arange(batch, device=device), corners, map_hw)
+
+
+def fixed_grid(batch: int, map_hw: tuple[int, int], patches_per_side: int, device: torch.device) -> Patches:
+    """Every patch of the fixed grid, the last row and column moved inside the map. Order: image, row, column."""
+    height, width = map_hw
+    size_y, size_x = patch_size(map_hw, patches_per_side)
+    y1 = (torch.arange(-(-height // size_y), device=device) * size_y).clamp(max=height - size_y)
+    x1 = (torch.arange(-(-width // size_x), device=device) * size_x).clamp(max=width - size_x)
+    corner_y, corner_x = torch.meshgrid(y1, x1, indexing="ij")
+    xyxy = torch.stack((corner_x, corner_y, corner_x + size_x, corner_y + size_y), dim=-1).view(-1, 4)
+    image_index = torch.arange(batch, device=device).repeat_interleave(len(xyxy))
+    return Patches(image_index, xyxy.repeat(batch, 1), (size_y, size_x))
+
+
+def slice_grid(prob: Tensor, config: SlicerConfig) -> Candidates:
+    """Patches of the fixed grid that hold a peak, each shifted over its empty margin (paper algorithm 2).
+
+    Args:
+        prob: [B, 1, H, W] heatmap probabilities.
+
+    Returns candidates in the order image, row, column.
+    """
+    batch, _, height, width = prob.shape
+    size_y, size_x = patch_size((height, width), config.patches_per_side)
+    active = _grid_cells(prob >= config.threshold, size_y, size_x)
+    peaks = _grid_cells(local_maxima(prob, config.threshold), size_y, size_x)
+    keep = peaks.flatten(3).any(dim=3)
+
+    _, rows, columns, _, _ = active.shape
+    shift_x = _shift(active.any(dim=3), config.shift)
+    shift_y = _shift(active.any(dim=4), config.shift)
+    corner_x = (torch.arange(columns, device=prob.device) * size_x + shift_x).clamp(0, width - size_x)
+    corner_y = (torch.arange(rows, device=prob.device).view(-1, 1) * size_y + shift_y).clamp(0, height - size_y)
+
+    corner_x, corner_y, keep = corner_x.flatten(1), corner_y.flatten(1), keep.flatten(1)
+    if config.shift == "center":
+        keep = keep & ~_repeats_earlier(corner_y * width + corner_x, keep)
+    if config.max_patches is not None:
+        mass = _grid_cells(prob, size_y, size_x).flatten(3).sum(dim=3).flatten(1)
+        keep = _keep_best(keep, mass, config.max_patches)
+    xyxy = torch.stack((corner_x, corner_y, corner_x + size_x, corner_y + size_y), dim=-1).view(-1, 4)
+    image_index = torch.arange(batch, device=prob.device).repeat_interleave(rows * columns)
+    return Candidates(image_index, xyxy, keep.flatten(), (size_y, size_x))
+
+
+def slice_greedy(prob: Tensor, config: SlicerConfig) -> Candidates:
+    """Patches placed one by one on the peak with the largest local mass (paper algorithm 1).
+
+    A patch is placed around the peak, shifted over its empty margin, and removes the peaks it covers.
+    Works on the host: give it a CPU tensor. Order: image, then the order of choice.
+
+    Args:
+        prob: [B, 1, H, W] heatmap probabilities on the CPU.
+    """
+    batch, _, height, width = prob.shape
+    size = patch_size((height, width), config.patches_per_side)
+    # An even kernel with this padding gives one row and column too many; the map's own size is enough.
+    mass = F.avg_pool2d(prob, size, 1, (size[0] // 2, size[1] // 2))[..., :height, :width]
+    peaks = local_maxima(prob, config.threshold)
+    corners: list[tuple[int, int]] = []
+    image_index: list[int] = []
+    for image in range(batch):
+        chosen = _greedy_corners(
+            (prob[image, 0] >= config.threshold).numpy(), peaks[image, 0].numpy(), mass[image, 0].numpy(), size, config
+        )
+        corners += chosen
+        image_index += [image] * len(chosen)
+    corner = torch.tensor(corners, dtype=torch.int64).view(-1, 2)
+    xyxy = torch.cat((corner, corner + torch.tensor([size[1], size[0]])), dim=1)
+    keep = torch.ones(len(corners), dtype=torch.bool)
+    return Candidates(torch.tensor(image_index, dtype=torch.int64), xyxy, keep, size)
+
+
+def cut_patches(features: Tensor, patches: Patches) -> Tensor:
+    """Cut patches out of a feature map: [B, C, H, W] → [K, C, h, w], channels last in memory."""
+    height, width = features.shape[2:]
+    if patches.size_cell == (height, width) and len(patches) == len(features):
+        return features
+    index = patch_cells(patches, (height, width))
+    cells = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    return cells[index].permute(0, 3, 1, 2)
+
+
+def patch_cells(patches: Patches, map_hw: tuple[int, int]) -> Tensor:
+    """Flat cell index (image, row, column) of every patch cell: [K, h, w] int64."""
+    size_y, size_x = patches.size_cell
+    device = patches.xyxy_cell.device
+    rows = patches.xyxy_cell[:, 1:2] + torch.arange(size_y, device=device)
+    columns = patches.xyxy_cell[:, 0:1] + torch.arange(size_x, device=device)
+    rows = rows + patches.image_index.unsqueeze(1) * map_hw[0]
+    return rows.unsqueeze(2) * map_hw[1] + columns.unsqueeze(1)
+
+
+def _grid_cells(cells: Tensor, size_y: int, size_x: int) -> Tensor:
+    """[B,1,H,W] → [B, rows, columns, size_y, size_x], cells outside the map zero."""
+    batch, _, height, width = cells.shape
+    cells = F.pad(cells, (0, -width % size_x, 0, -height % size_y))
+    rows, columns = cells.shape[2] // size_y, cells.shape[3] // size_x
+    return cells.view(batch, rows, size_y, columns, size_x).permute(0, 1, 3, 2, 4)
+
+
+def _shift(occupied: Tensor, mode: str) -> Tensor:
+    """Shift along one side from the empty cells before the first and after the last occupied one.
+
+    Args:
+        occupied: [..., n] bool.
+
+    Returns int64 [...]: positive is away from the origin. "edge": by the leading margin when it is
+    strictly larger, else back by the trailing one. "center": by half their difference.
+    """
+    occupied = occupied.int()
+    leading = occupied.argmax(dim=-1)
+    trailing = occupied.flip(-1).argmax(dim=-1)
+    if mode == "edge":
+        return torch.where(leading > trailing, leading, -trailing)
+    return torch.div(leading - trailing, 2, rounding_mode="trunc")
+
+
+def _repeats_earlier(corner: Tensor, keep: Tensor) -> Tensor:
+    """Whether a kept candidate before this one has the same corner. corner, keep: [B, G] → bool [B, G]."""
+    same = (corner.unsqueeze(2) == corner.unsqueeze(1)) & keep.unsqueeze(1)
+    return same.tril(diagonal=-1).any(dim=2)
+
+
+def _keep_best(keep: Tensor, mass: Tensor, limit: int) -> Tensor:
+    """Keep at most limit candidates per image, those with the largest mass. [B, G] each."""
+    if limit >= keep.shape[1]:
+        return keep
+    ranked = mass.masked_fill(~keep, -1.0)
+    best = torch.zeros_like(keep).scatter_(1, ranked.topk(limit, dim=1).indices, True)
+    return keep & best
+
+
+def _greedy_corners(
+    active: np.ndarray, peaks: np.ndarray, mass: np.ndarray, size: tuple[int, int], config: SlicerConfig
+) -> list[tuple[int, int]]:
+    """Corners (x, y) of the patches of one image, in the order of choice. Maps are [H, W]."""
+    height, width = active.shape
+    size_y, size_x = size
+    peak_y, peak_x = np.nonzero(peaks)
+    order = np.argsort(-mass[peak_y, peak_x], kind="stable")
+    peak_y, peak_x = peak_y[order], peak_x[order]
+    limit = len(peak_y) if config.max_patches is None else config.max_patches
+    corners: list[tuple[int, int]] = []
+    while len(peak_y) and len(corners) < limit:
+        x = _clamp(int(peak_x[0]) - size_x // 2, width - size_x)
+        y = _clamp(int(peak_y[0]) - size_y // 2, height - size_y)
+        window = active[y : y + size_y, x : x + size_x]
+        x = _clamp(x + _host_shift(window.any(axis=0), config.shift), width - size_x)
+        y = _clamp(y + _host_shift(window.any(axis=1), config.shift), height - size_y)
+        corners.append((x, y))
+        outside = (peak_x < x) | (peak_x >= x + size_x) | (peak_y < y) | (peak_y >= y + size_y)
+        peak_y, peak_x = peak_y[outside], peak_x[outside]
+    return corners
+
+
+def _host_shift(occupied: np.ndarray, mode: str) -> int:
+    """`_shift` for one NumPy row."""
+    leading, trailing = int(occupied.argmax()), int(occupied[::-1].argmax())
+    if mode == "edge":
+        return leading if leading > trailing else -trailing
+    return int((leading - trailing) / 2)
+
+
+def _clamp(value: int, most: int) -> int:
+    return min(max(value, 0), most)

@@ -1,0 +1,62 @@
+"""Which positions the sparse head computes, and gathering their 3×3 neighbourhoods.
+
+The rule for the positions is that of the released models (paper section III-D): heatmap peaks dilated
+by 3×3 at stride 8; for strides 16 and 32 that mask is max-pooled and dilated once more inside the patch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.slicer import Candidates, cut_patches, local_maxima
+from models.slicer import Patches as PatchList
+
+
+def position_masks(prob: Tensor, candidates: Candidates, threshold: float, levels: int) -> list[Tensor]:
+    """Where the sparse head runs, for every candidate patch.
+
+    Args:
+        prob: [B, 1, H, W] heatmap probabilities.
+        candidates: G possible patches; the masks of those not kept are all False.
+        threshold: least probability of a peak.
+
+    Returns one bool mask [G, h/2^i, w/2^i] per level i.
+    """
+    peaks = _dilate(local_maxima(prob, threshold).float())
+    everywhere = PatchList(candidates.image_index, candidates.xyxy_cell, candidates.size_cell)
+    base = cut_patches(peaks, everywhere) * candidates.keep.view(-1, 1, 1, 1)
+    masks = [base]
+    for level in range(1, levels):
+        masks.append(_dilate(F.max_pool2d(base, 2**level, 2**level)))
+    return [mask.squeeze(1) > 0 for mask in masks]
+
+
+def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
+    """3×3 neighbourhoods, zero outside the map, of selected positions only.
+
+    Args:
+        features: [K, C, h, w].
+        position: [M, 3] int64 (map, row, column).
+
+    Returns [M, 3, 3, C].
+    """
+    channels = features.shape[1]
+    padded = F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1)
+    height, width = padded.shape[1:3]
+    corner = (position[:, 0] * height + position[:, 1]) * width + position[:, 2]
+    step = torch.arange(3, device=features.device)
+    offset = (step.view(3, 1) * width + step).flatten()
+    rows = padded.reshape(-1, channels)[(corner.unsqueeze(1) + offset).flatten()]
+    return rows.view(-1, 3, 3, channels)
+
+
+def gather_positions(features: Tensor, position: Tensor) -> Tensor:
+    """Feature vectors [M, C] of selected positions [M, 3] (map, row, column) of features [K, C, h, w]."""
+    return features.permute(0, 2, 3, 1)[position[:, 0], position[:, 1], position[:, 2]]
+
+
+def _dilate(mask: Tensor) -> Tensor:
+    """3×3 dilation of a float 0/1 mask [N,1,h,w]."""
+    return F.max_pool2d(mask, 3, 1, 1)

@@ -1,0 +1,95 @@
+"""Weights files as models: the project's own format and, converted in memory, released pickles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.convert import config_of_released, rename_released
+from models.esod import ESOD, build_model
+from utils.checkpoint import (
+    CheckpointError,
+    MatchReport,
+    is_own_format,
+    load_checkpoint,
+    match_state_dict,
+    sha256_of,
+)
+from utils.config import ModelConfig, config_from_dict
+from utils.pickle_reader import extract_network, read_pickled_checkpoint
+
+
+@dataclass
+class Weights:
+    """What a weights file holds.
+
+    Attributes:
+        config: of the network the tensors belong to.
+        state_dict: this project's keys; complete unless the file is an initialisation.
+        left_over: keys of the source that have no place here.
+        provenance: where the tensors come from, as plain data.
+    """
+
+    config: ModelConfig
+    state_dict: dict[str, Tensor]
+    left_over: list[str] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def read_weights(path: str | Path) -> Weights:
+    """Read a weights file without executing anything in it.
+
+    Raises:
+        CheckpointError: missing, damaged, of an unknown kind, or refused as unsafe.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file; released ones are listed in weights/README.md")
+    if is_own_format(path):
+        return own_weights(load_checkpoint(path), str(path))
+    network = extract_network(read_pickled_checkpoint(path))
+    state, left_over = rename_released(network.state_dict)
+    config = config_of_released(network)
+    return Weights(config, state, left_over, {"source": path.name, "sha256": sha256_of(path)})
+
+
+def own_weights(data: dict[str, Any], where: str) -> Weights:
+    """Weights of a checkpoint in the project's own format; of its EMA when it has one."""
+    missing = [key for key in ("config", "model") if key not in data]
+    if missing:
+        raise CheckpointError(f"{where}: no {' and no '.join(missing)} in this checkpoint: it is incomplete")
+    ema = data.get("ema")
+    state = data["model"] if ema is None else ema["model"]
+    state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+    return Weights(config_from_dict(ModelConfig, data["config"]), state, [], dict(data.get("provenance") or {}))
+
+
+def model_from_weights(weights: Weights, where: str = "the weights file") -> ESOD:
+    """The network of a weights file, in evaluation mode.
+
+    Raises:
+        CheckpointError: a tensor is missing, superfluous or of another shape, with its name.
+    """
+    model = build_model(weights.config)
+    report = match_state_dict(weights.state_dict, model.state_dict())
+    missing = [key for key in report.missing if not key.endswith("num_batches_tracked") and key != "head.anchors"]
+    if missing or report.unexpected or report.shape_mismatch:
+        raise CheckpointError(
+            f"{where} does not hold a complete detector: {report.summary()}\n"
+            "An initialisation must be trained first (train.py --weights), or converted with --keep-head."
+        )
+    model.load_state_dict(weights.state_dict, strict=False)
+    return model.eval()
+
+
+def initialise(model: ESOD, weights: Weights) -> MatchReport:
+    """Copy every tensor that fits (by name and shape) into a model to be trained; tells which did not."""
+    target = model.state_dict()
+    # Anchors come from the dataset and the image size, never from the initial weights.
+    source = {key: value for key, value in weights.state_dict.items() if key != "head.anchors"}
+    report = match_state_dict(source, target)
+    model.load_state_dict({key: source[key] for key in report.matched}, strict=False)
+    return report
