@@ -101,7 +101,7 @@ def _join(prefix: str, rest: str) -> str:
     if prefix == "head.levels":
         rest = rest.removeprefix("m.")
         # The single-convolution head is the level itself: "<level>.weight".
-        return f"{prefix}.{re.sub(r'^(\d+)\.(weight|bias)$', r'\1.predict.\2', rest)}"
+        rest = re.sub(r"^(\d+)\.(weight|bias)$", r"\1.predict.\2", rest)
     return f"{prefix}.{rest}"
 
 

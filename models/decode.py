@@ -107,13 +107,17 @@ def postprocess(
 
 
 def suppress(decoded: DecodedBoxes, image: int, letterbox: Letterbox, config: PostprocessConfig) -> Detections:
-    """Non-maximum suppression of one image's boxes, and back to original pixels."""
+    """Non-maximum suppression of one image's boxes, and back to original pixels, clipped to the image."""
+    boxes_px, score, label = suppress_px(decoded, image, config)
+    return Detections(letterbox.to_original(boxes_px), score, label)
+
+
+def suppress_px(decoded: DecodedBoxes, image: int, config: PostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Non-maximum suppression of one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
     rows = (decoded.image_index == image) & (decoded.objectness > config.conf_thres)
-    xyxy = cxcywh_to_xyxy(decoded.cxcywh_px[rows])
-    scores = decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows]
-    boxes, score, label = non_max_suppression(
-        xyxy,
-        scores,
+    return non_max_suppression(
+        cxcywh_to_xyxy(decoded.cxcywh_px[rows]),
+        decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows],
         conf_thres=config.conf_thres,
         iou_thres=config.iou_thres,
         max_det=config.max_det,
@@ -121,4 +125,3 @@ def suppress(decoded: DecodedBoxes, image: int, letterbox: Letterbox, config: Po
         agnostic=config.agnostic,
         classes=None if config.classes is None else list(config.classes),
     )
-    return Detections(letterbox.to_original(boxes), score, label)

@@ -6,7 +6,7 @@ Dense detection (``slicer.algorithm: none``) is the same code with one patch tha
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from models.neck import PANNeck
 from models.seeker import ObjSeeker
 from models.slicer import Candidates, Patches, cut_patches, slice_greedy, slice_grid, whole_map
 from models.sparse import position_masks
-from utils.config import ConfigError, HeadConfig, ModelConfig, SlicerConfig
+from utils.config import ModelConfig, SlicerConfig
 from utils.profile import StageTimer
 
 MAX_STRIDE = 32
@@ -45,7 +45,11 @@ class ESODOutput:
 
 
 class ESOD(nn.Module):
-    """Efficient small-object detector; build one with `build_model`."""
+    """Efficient small-object detector; build one with `build_model`.
+
+    ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
+    are chosen and where the head runs is decided in each forward pass.
+    """
 
     def __init__(
         self,
@@ -135,31 +139,6 @@ class ESOD(nn.Module):
             if isinstance(module, Conv):
                 module.fuse()
         return self
-
-    def reconfigure(
-        self,
-        slicer: str | None = None,
-        head: str | None = None,
-        heatmap_threshold: float | None = None,
-        max_patches: int | None = None,
-    ) -> ESOD:
-        """Change how the model slices and whether its head is sparse, in place; None keeps a setting.
-
-        Raises:
-            ConfigError: the model has no seeker, or its head cannot be sparse.
-        """
-        changes = {"algorithm": slicer, "threshold": heatmap_threshold, "max_patches": max_patches}
-        new_slicer = replace(self.config.slicer, **{k: v for k, v in changes.items() if v is not None})  # type: ignore[arg-type]
-        new_head = self.config.head if head is None else replace(self.config.head, sparse=head == "sparse")
-        self._check(new_slicer, new_head)
-        self.config = replace(self.config, slicer=new_slicer, head=new_head)
-        return self
-
-    def _check(self, slicer: SlicerConfig, head: HeadConfig) -> None:
-        if self.seeker is None and slicer.algorithm != "none":
-            raise ConfigError("this model has no heatmap head (it was trained dense): use --slicer none")
-        if self.seeker is None and head.sparse:
-            raise ConfigError("this model has no heatmap head (it was trained dense): use --head dense")
 
 
 def find_candidates(prob: Tensor, config: SlicerConfig) -> Candidates:

@@ -61,14 +61,13 @@ def own_weights(data: dict[str, Any], where: str) -> Weights:
     missing = [key for key in ("config", "model") if key not in data]
     if missing:
         raise CheckpointError(f"{where}: no {' and no '.join(missing)} in this checkpoint: it is incomplete")
-    ema = data.get("ema")
-    state = data["model"] if ema is None else ema["model"]
+    state = data.get("ema") or data["model"]
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
     return Weights(config_from_dict(ModelConfig, data["config"]), state, [], dict(data.get("provenance") or {}))
 
 
-def model_from_weights(weights: Weights, where: str = "the weights file") -> ESOD:
-    """The network of a weights file, in evaluation mode.
+def model_from_weights(weights: Weights, where: str) -> ESOD:
+    """The network of a weights file, in evaluation mode; ``where`` names the file in messages.
 
     Raises:
         CheckpointError: a tensor is missing, superfluous or of another shape, with its name.

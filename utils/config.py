@@ -94,11 +94,41 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.seeker.kind == "none" and self.slicer.algorithm != "none":
-            raise ConfigError("seeker.kind 'none' has no heatmap to slice by: set slicer.algorithm to 'none'")
-        if self.head.sparse and self.head.kind != "decoupled":
-            raise ConfigError("head.sparse needs head.kind 'decoupled'")
+            raise ConfigError(
+                f"slicer {self.slicer.algorithm!r}: this model has no heatmap head to slice by; use --slicer none"
+            )
+        if self.head.sparse and (self.head.kind != "decoupled" or self.seeker.kind == "none"):
+            raise ConfigError("sparse head: needs a model with a heatmap head and a decoupled head; use --head dense")
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
+
+
+@dataclass(frozen=True)
+class ModelOverrides:
+    """What may be changed about a trained model; None keeps what its checkpoint says. Names as the flags'."""
+
+    slicer: SlicerAlgorithm | None = None
+    head: Literal["dense", "sparse"] | None = None
+    heatmap_thres: float | None = None
+    max_patches: int | None = None
+    """0: no limit."""
+
+    def apply(self, config: ModelConfig) -> ModelConfig:
+        """The configuration with these changes.
+
+        Raises:
+            ConfigError: they contradict the model; the message says what to use instead.
+        """
+        slicer, head = config.slicer, config.head
+        if self.slicer is not None:
+            slicer = dataclasses.replace(slicer, algorithm=self.slicer)
+        if self.heatmap_thres is not None:
+            slicer = dataclasses.replace(slicer, threshold=self.heatmap_thres)
+        if self.max_patches is not None:
+            slicer = dataclasses.replace(slicer, max_patches=self.max_patches or None)
+        if self.head is not None:
+            head = dataclasses.replace(head, sparse=self.head == "sparse")
+        return dataclasses.replace(config, slicer=slicer, head=head)
 
 
 @dataclass(frozen=True)
@@ -144,6 +174,49 @@ class HypConfig:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What the flags of train.py say; the flags' help texts describe each."""
+
+    data: str
+    cfg: str = ""
+    weights: str = ""
+    hyp: str = ""
+    epochs: int = 50
+    batch_size: int = 8
+    """Total over all processes."""
+    img_size: int | list[int] = 1536
+    """Longer side, or [height, width]."""
+    rect: bool = False
+    multi_scale: bool = False
+    single_cls: bool = False
+    image_weights: bool = False
+    cache: Literal["none", "ram", "disk"] = "none"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    sync_bn: bool = False
+    workers: int = 4
+    device: str = ""
+    freeze: list[str] = field(default_factory=list)
+    patience: int = 0
+    save_period: int = 0
+    nosave: bool = False
+    notest: bool = False
+    noautoanchor: bool = False
+    seed: int = 0
+    project: str = "runs/train"
+    name: str = "exp"
+    exist_ok: bool = False
+
+    def size(self) -> int | tuple[int, int]:
+        """img_size as the data pipeline takes it."""
+        return self.img_size if isinstance(self.img_size, int) else (self.img_size[0], self.img_size[1])
+
+    def longer_side(self) -> int:
+        """The longer side of the input in pixels."""
+        return self.img_size if isinstance(self.img_size, int) else max(self.img_size)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,141 @@
+"""Evaluation of a model on a dataset: detections against labels, patches against labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from tqdm import tqdm
+
+from evaluate.detection import DetectionEvaluator, DetectionMetrics
+from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
+from engine.outputs import head_anchors, image_heatmap, image_patches, true_boxes
+from engine.views import decode_views
+from models.decode import PostprocessConfig, decode, suppress
+from models.esod import ESOD, ESODOutput
+from utils.data import Batch, ImageMeta
+from utils.results import Detections
+
+OnBatch = Callable[[Batch, ESODOutput, list[Detections]], None]
+
+
+@dataclass
+class Evaluation:
+    """What `evaluate` found."""
+
+    detection: DetectionMetrics
+    selector: SelectorMetrics
+
+    @property
+    def fitness(self) -> float:
+        """What training selects the best epoch by: AP, 0 when nothing can be said."""
+        return self.detection.ap or 0.0
+
+    def scalars(self) -> dict[str, float]:
+        """The numbers of results.csv; NaN where a value is not defined."""
+        detection, selector = self.detection, self.selector
+        values = {
+            "val/AP": detection.ap,
+            "val/AP50": detection.ap50,
+            "val/AP75": detection.ap75,
+            "val/AP_small": detection.ap_small,
+            "val/AP_medium": detection.ap_medium,
+            "val/AP_large": detection.ap_large,
+            "val/precision": detection.precision,
+            "val/recall": detection.recall,
+            "val/missing_rate": selector.missing_rate,
+            "val/empty_rate": selector.empty_rate,
+        }
+        return {name: math.nan if value is None else value for name, value in values.items()}
+
+    def line(self) -> str:
+        """One line for the log."""
+        numbers = self.scalars()
+        shown = (
+            ("AP", "val/AP"),
+            ("AP50", "val/AP50"),
+            ("missing", "val/missing_rate"),
+            ("empty", "val/empty_rate"),
+        )
+        return "  ".join(f"{name} {numbers[key]:.3f}" for name, key in shown)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: ESOD,
+    batches: Iterable[Batch],
+    names: list[str],
+    config: PostprocessConfig,
+    device: torch.device,
+    *,
+    amp_dtype: torch.dtype | None = None,
+    augment: bool = False,
+    single_class: bool = False,
+    progress: bool = False,
+    on_batch: OnBatch | None = None,
+) -> Evaluation:
+    """Run a model over a labelled dataset and measure it.
+
+    Args:
+        model: on device; put into evaluation mode, its training mode restored at the end.
+        batches: of a loader without augmentation.
+        names: class names by index.
+        config: of the post-processing.
+        device: of the model.
+        amp_dtype: autocast type; None: the model's own.
+        augment: test-time augmentation, see `engine.views`.
+        single_class: what is found counts as class 0 whatever its class; labels must be so too.
+        progress: show a progress bar.
+        on_batch: called with every batch, output and detections (writing results, drawing).
+    """
+    detection = DetectionEvaluator(names, config.max_det)
+    selector = SelectorEvaluator(names)
+    config = replace(config, agnostic=config.agnostic or single_class)
+    was_training = model.training
+    model.eval()
+    dtype = next(model.parameters()).dtype
+    for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
+        batch = loaded.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None):
+            output = model(batch.images.to(dtype))
+            decoded = decode(output, head_anchors(model), config.conf_thres)
+            if augment:
+                decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
+        found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
+        if single_class:
+            found = [replace(f, label=torch.zeros_like(f.label)) for f in found]
+        for index, meta in enumerate(batch.metas):
+            _update(detection, selector, model, output, batch, found[index], index, meta)
+        if on_batch is not None:
+            on_batch(batch, output, found)
+    model.train(was_training)
+    return Evaluation(detection.compute(), selector.compute())
+
+
+def _update(
+    detection: DetectionEvaluator,
+    selector: SelectorEvaluator,
+    model: ESOD,
+    output: ESODOutput,
+    batch: Batch,
+    found: Detections,
+    index: int,
+    meta: ImageMeta,
+) -> None:
+    """Add one image to both evaluators."""
+    boxes_px, label = true_boxes(batch, index)
+    boxes_orig = meta.letterbox.to_original(boxes_px)
+    detection.update(meta.index, found.to("cpu"), boxes_orig, label, meta.letterbox.original_hw)
+    height, width = batch.images.shape[2:]
+    selector.update(
+        image_heatmap(output, index),
+        image_patches(output, index),
+        boxes_px,
+        (height // 8, width // 8),
+        threshold=model.config.slicer.threshold,
+        label_heatmap=batch.heatmaps[index].cpu() if output.heatmap_logits is not None else None,
+        gt_area_orig=(boxes_orig[:, 2:] - boxes_orig[:, :2]).prod(dim=1),
+        gt_label=label,
+    )

@@ -1,0 +1,161 @@
+"""A trained detector to call on pictures: from weights file to detections in original pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.outputs import head_anchors, image_heatmap, image_patches
+from engine.views import decode_views
+from models.decode import PostprocessConfig, decode, suppress
+from models.esod import ESOD, ESODOutput
+from models.slicer import STRIDE
+from models.weights import model_from_weights, read_weights
+from utils.boxes import Letterbox, letterbox_shape
+from utils.config import ModelOverrides
+from utils.dist import select_device
+from utils.images import ByteImage
+from utils.profile import StageTimer
+from utils.results import Detections
+from utils.transforms import letterbox_image
+
+
+@dataclass
+class Prediction:
+    """What a detector found in one image, and how it looked at it.
+
+    Attributes:
+        detections: in original pixels.
+        heatmap: [h, w] float32 probabilities over the letterboxed input, or None for a dense model.
+        patches_orig: [K, 4] patch corners in original pixels (clipped to the image).
+        letterbox: how the image was placed in the network input.
+        times_ms: milliseconds of the batch by stage, shared equally among its images.
+    """
+
+    detections: Detections
+    heatmap: np.ndarray | None
+    patches_orig: np.ndarray
+    letterbox: Letterbox
+    times_ms: dict[str, float] = field(default_factory=dict)
+
+
+class Detector:
+    """A network with its class names, on a device; made by `load_model`."""
+
+    def __init__(self, model: ESOD, names: list[str], device: torch.device) -> None:
+        self.model = model.to(device).eval()
+        self.names = names
+        self.device = device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the network computes in."""
+        return next(self.model.parameters()).dtype
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        images: Sequence[ByteImage],
+        img_size: int | tuple[int, int] = 1536,
+        conf_thres: float = 0.25,
+        iou_thres: float = 0.45,
+        max_det: int = 500,
+        classes: Sequence[int] | None = None,
+        agnostic: bool = False,
+        augment: bool = False,
+    ) -> list[Prediction]:
+        """Detect objects in images of any sizes, as one batch.
+
+        Args:
+            images: uint8 RGB [H, W, 3] each.
+            img_size: longer side of the network input, or (height, width) to fit into; rounded up to
+                multiples of 32.
+            conf_thres, iou_thres, max_det, classes, agnostic: see `utils.boxes.non_max_suppression`.
+            augment: test-time augmentation: three views (sizes, mirrored), merged.
+
+        Returns one `Prediction` per image, in order, also where nothing was found.
+        """
+        if not images:
+            return []
+        config = PostprocessConfig(
+            conf_thres, iou_thres, max_det, agnostic=agnostic, classes=None if classes is None else tuple(classes)
+        )
+        timer = StageTimer(self.device)
+        with timer.frame(len(images)):
+            with timer.stage("preprocess"):
+                letterboxes = common_letterboxes([image.shape[:2] for image in images], img_size)
+                batch = self._to_input(images, letterboxes)
+            output = self.model(batch, timer=timer)
+            with timer.stage("nms"):
+                decoded = decode(output, head_anchors(self.model), conf_thres)
+                if augment:
+                    decoded = decode_views(self.model, batch, decoded, conf_thres)
+                found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
+        times = {name: stage.mean_ms for name, stage in timer.summary().stages.items()}
+        return [
+            Prediction(detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, times)
+            for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
+        ]
+
+    def _to_input(self, images: Sequence[ByteImage], letterboxes: Sequence[Letterbox]) -> Tensor:
+        placed = [letterbox_image(image, box) for image, box in zip(images, letterboxes, strict=True)]
+        batch = torch.from_numpy(np.stack(placed)).to(self.device, non_blocking=True)
+        return batch.permute(0, 3, 1, 2).to(self.dtype) / 255
+
+
+def load_model(
+    weights: str | Path,
+    device: str = "",
+    overrides: ModelOverrides | None = None,
+    *,
+    half: bool = False,
+    fuse: bool = True,
+) -> Detector:
+    """Load a detector for inference from a weights file (this project's, or a released pickle).
+
+    Args:
+        weights: path; nothing in the file is executed.
+        device: "" (a GPU when there is one), "cpu", "0", …
+        overrides: changes to how it slices and where its head runs; None: as the file says.
+        half: compute in half precision (fp16 on a GPU, bf16 on a CPU).
+        fuse: fold BatchNorm into the convolutions.
+
+    Raises:
+        CheckpointError, ConfigError: the file cannot be used, or the options contradict the model.
+    """
+    source = read_weights(weights)
+    config = (overrides or ModelOverrides()).apply(source.config)
+    model = model_from_weights(replace(source, config=config), str(weights))
+    chosen = select_device(device)
+    if fuse:
+        model.fuse()
+    if half:
+        anchors = head_anchors(model).clone()
+        model.to(torch.float16 if chosen.type == "cuda" else torch.bfloat16)
+        # Anchors are geometry, not weights: half precision would move boxes.
+        model.head.anchors = anchors
+    names = config.names or [str(i) for i in range(config.num_classes)]
+    return Detector(model, names, chosen)
+
+
+def common_letterboxes(
+    sizes: Sequence[tuple[int, ...]], img_size: int | tuple[int, int]
+) -> list[Letterbox]:
+    """Letterboxes of images of sizes (height, width) into one common input shape."""
+    shapes = [letterbox_shape((h, w), img_size) for h, w in sizes]
+    common = (max(h for h, _ in shapes), max(w for _, w in shapes))
+    return [Letterbox.fit((h, w), common) for h, w in sizes]
+
+
+def _patches_orig(output: ESODOutput, image: int, letterbox: Letterbox) -> np.ndarray:
+    patches = image_patches(output, image).float() * STRIDE
+    return letterbox.to_original(patches).numpy()
+
+
+def _numpy(heatmap: Tensor | None) -> np.ndarray | None:
+    return None if heatmap is None else heatmap.numpy()

@@ -1,0 +1,400 @@
+"""Everything a training run consists of, built from its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from engine.outputs import true_boxes
+from models.esod import ESOD, build_model
+from models.loss import DetectionLoss
+from models.weights import Weights, initialise, read_weights
+from utils.anchors import best_possible_recall, kmeans_anchors
+from utils.config import (
+    Anchors,
+    ConfigError,
+    DatasetConfig,
+    HypConfig,
+    ModelConfig,
+    ModelOverrides,
+    SeekerConfig,
+    TrainConfig,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+)
+from utils.data import (
+    Batch,
+    DetectionDataset,
+    build_loader,
+    dataset_fingerprint,
+    image_weights,
+    resolve_split,
+)
+from utils.dist import DistInfo, main_process_first, sum_over_processes
+from utils.environment import environment_report
+from utils.logger import get_logger
+from utils.mosaic import mosaic_picture
+from utils.sampling import EpochBatchSampler
+from utils.optim import (
+    EarlyStopping,
+    LearningRate,
+    ModelEMA,
+    accumulation_steps,
+    build_optimizer,
+    freeze,
+    scaled_weight_decay,
+)
+from utils.draw import save_image
+
+LEAST_ANCHOR_RECALL = 0.98
+"""Below this best possible recall new anchors are computed, unless --noautoanchor."""
+BATCH_PICTURES = 3
+
+
+@dataclass
+class TrainingRun:
+    """The parts of a run; see the functions below for how each is made."""
+
+    config: TrainConfig
+    hyp: HypConfig
+    dataset: DatasetConfig
+    names: list[str]
+    folder: Path
+    dist: DistInfo
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    model: ESOD
+    ema: ModelEMA
+    criterion: DetectionLoss
+    optimizer: Optimizer
+    schedule: LearningRate
+    scaler: torch.amp.GradScaler
+    stopping: EarlyStopping
+    accumulate: int
+    overrides: ModelOverrides
+    train_data: DetectionDataset
+    train_loader: DataLoader[Batch]
+    val_loader: DataLoader[Batch] | None
+    provenance: dict[str, Any]
+    class_ap: list[float]
+    """AP per class at the last validation, 0 before the first."""
+    resume: Mapping[str, Any] | None = None
+    """The checkpoint to go on from."""
+
+    def set_class_ap(self, class_ap: Sequence[float]) -> None:
+        """With --image-weights: draw the next epoch's images by how well their classes are detected."""
+        self.class_ap = list(class_ap)
+        if self.config.image_weights:
+            sampler = self.train_loader.batch_sampler
+            assert isinstance(sampler, EpochBatchSampler)
+            sampler.weights = draw_weights(self.train_data, class_counts(self.train_data, self.dataset.nc), class_ap)
+
+    def batch_pictures(self) -> list[Path]:
+        """Draw the first training batches with their boxes and label heatmaps; returns the files."""
+        self.train_data.set_epoch(0)
+        files = []
+        for number, batch in zip(range(BATCH_PICTURES), self.train_loader, strict=False):
+            path = self.folder / f"train_batch{number}.jpg"
+            save_image(path, mosaic_of_batch(batch, self.names))
+            files.append(path)
+        return files
+
+
+def build_run(
+    config: TrainConfig,
+    hyp: HypConfig,
+    overrides: ModelOverrides,
+    folder: Path,
+    dist: DistInfo,
+    device: torch.device,
+    weights: Path | None = None,
+    resume: Mapping[str, Any] | None = None,
+) -> TrainingRun:
+    """Build all parts of a run: a new one, or with ``resume`` (see `engine.state`) one to go on with.
+
+    Args:
+        config: options. hyp: hyper-parameters. overrides: changes to the model of --cfg.
+        folder: of the run; exists.
+        dist: this process among the others; device: its own.
+        weights: initial weights, None: from scratch. Ignored when resuming.
+        resume: the checkpoint of the run to go on with.
+
+    Raises:
+        ConfigError, CheckpointError, DataError: with what to do about it.
+    """
+    set_seed(config.seed, device)
+    dataset = load_config(DatasetConfig, config.data)
+    if config.single_cls:
+        dataset = replace(dataset, nc=1, names=["object"])
+    initial = read_weights(weights) if weights is not None and resume is None else None
+    if resume is not None:
+        model_config = config_from_dict(ModelConfig, resume["config"])
+    else:
+        model_config = resolve_model(config, dataset, overrides, initial)
+    train_data, train_loader, val_loader = build_data(config, hyp, dataset, dist)
+    if resume is None:
+        sizes, automatic = train_data.sizes_px(), not config.noautoanchor
+        anchors = check_anchors(model_config.anchors, sizes, hyp, automatic)
+        model_config = replace(model_config, anchors=anchors)
+    model = build_model(model_config)
+    provenance: dict[str, Any] = {"environment": environment_report(), "data": dataset_fingerprint(train_data.images)}
+    if initial is not None:
+        get_logger().info(f"initial weights {weights}: {initialise(model, initial).summary()}")
+        provenance["initial_weights"] = {**initial.provenance, "file": str(weights)}
+    return _assemble(
+        config, hyp, overrides, dataset, folder, dist, device, model, train_data, train_loader, val_loader, provenance, resume
+    )
+
+
+def build_data(
+    config: TrainConfig, hyp: HypConfig, dataset: DatasetConfig, dist: DistInfo
+) -> tuple[DetectionDataset, DataLoader[Batch], DataLoader[Batch] | None]:
+    """Training set and its loader; loader of the validation set on the main process, None elsewhere."""
+    if config.batch_size % dist.world_size:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} (over all processes) is not a multiple of the {dist.world_size} processes"
+        )
+    own_batch = config.batch_size // dist.world_size
+    with main_process_first():
+        train_data = DetectionDataset(
+            resolve_split(dataset, config.data, "train"),
+            num_classes=dataset.nc,
+            img_size=config.size(),
+            augment=True,
+            hyp=hyp,
+            rect=config.rect,
+            batch_size=own_batch,
+            cache=config.cache,
+            seed=config.seed,
+            single_class=config.single_cls,
+        )
+    weights = None
+    if config.image_weights:
+        weights = draw_weights(train_data, class_counts(train_data, dataset.nc), [0.0] * dataset.nc)
+    train_loader = build_loader(
+        train_data, own_batch, config.workers, True, config.seed, dist.rank, dist.world_size, weights
+    )
+    if not dist.is_main:
+        return train_data, train_loader, None
+    val_loader = evaluation_loader(
+        dataset, config.data, "val", config.size(), config.batch_size, config.workers, config.single_cls
+    )
+    return train_data, train_loader, val_loader
+
+
+def evaluation_loader(
+    dataset: DatasetConfig,
+    data: str,
+    split: str,
+    img_size: int | tuple[int, int],
+    batch_size: int,
+    workers: int,
+    single_class: bool,
+) -> DataLoader[Batch]:
+    """Loader of a split without augmentation, images padded as little as possible.
+
+    Args:
+        dataset: of the YAML file at ``data``.
+        split: "train", "val" or "test".
+        img_size, batch_size, workers, single_class: see `DetectionDataset` and `build_loader`.
+    """
+    images = DetectionDataset(
+        resolve_split(dataset, data, split),
+        num_classes=dataset.nc,
+        img_size=img_size,
+        augment=False,
+        hyp=HypConfig(),
+        rect=True,
+        batch_size=batch_size,
+        single_class=single_class,
+    )
+    return build_loader(images, batch_size, workers, shuffle=False, seed=0)
+
+
+def class_counts(data: DetectionDataset, num_classes: int) -> Tensor:
+    """Labelled objects per class: [num_classes] int64."""
+    labels = [torch.from_numpy(rows[:, 0]).long() for rows in data.labels]
+    return torch.bincount(torch.cat(labels), minlength=num_classes)
+
+
+def draw_weights(data: DetectionDataset, counts: Tensor, class_ap: Sequence[float]) -> Any:
+    """How often to draw each training image: classes that are rare or badly detected count more.
+
+    A class weighs (1 − AP)² / its number of objects; see `utils.sampling.image_weights`.
+    """
+    weights = (1 - np.asarray(class_ap, dtype=np.float64)) ** 2 / counts.clamp(min=1).numpy()
+    return image_weights(data.labels, weights + 1e-12)
+
+
+def _assemble(
+    config: TrainConfig,
+    hyp: HypConfig,
+    overrides: ModelOverrides,
+    dataset: DatasetConfig,
+    folder: Path,
+    dist: DistInfo,
+    device: torch.device,
+    model: ESOD,
+    train_data: DetectionDataset,
+    train_loader: DataLoader[Batch],
+    val_loader: DataLoader[Batch] | None,
+    provenance: dict[str, Any],
+    resume: Mapping[str, Any] | None,
+) -> TrainingRun:
+    """Model on its device, criterion, optimiser and schedule around the data."""
+    if config.sync_bn and dist.world_size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.to(device)
+    frozen = freeze(model, config.freeze)
+    if frozen:
+        get_logger().info(f"frozen: {len(frozen)} parameters under {', '.join(config.freeze)}")
+    accumulate = accumulation_steps(hyp.nominal_batch, config.batch_size)
+    decay = scaled_weight_decay(hyp.weight_decay, hyp.nominal_batch, config.batch_size, accumulate)
+    amp_dtype = choose_amp(config.amp, device)
+    criterion = DetectionLoss(
+        torch.tensor(model.config.anchors),
+        dataset.nc,
+        hyp,
+        class_counts(train_data, dataset.nc),
+        sum_over_processes,
+        dist.world_size,
+    )
+    return TrainingRun(
+        config=config,
+        hyp=hyp,
+        dataset=dataset,
+        names=dataset.names,
+        folder=folder,
+        dist=dist,
+        device=device,
+        amp_dtype=amp_dtype,
+        model=model,
+        ema=ModelEMA(model),
+        criterion=criterion.to(device),
+        optimizer=build_optimizer(model, config.optimizer, hyp.lr0, hyp.momentum, decay),
+        schedule=LearningRate(hyp, len(train_loader), config.epochs),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
+        stopping=EarlyStopping(config.patience),
+        accumulate=accumulate,
+        overrides=overrides,
+        train_data=train_data,
+        train_loader=train_loader,
+        val_loader=val_loader,
+        provenance=provenance,
+        class_ap=[0.0] * dataset.nc,
+        resume=resume,
+    )
+
+
+def set_seed(seed: int, device: torch.device) -> None:
+    """Seed torch's generators; on a CPU also ask for deterministic algorithms, which cost little there."""
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def save_options(run: TrainingRun) -> None:
+    """Write ``config.yaml`` into the run folder: everything that was resolved, to read and to repeat."""
+    content = {
+        "train": config_to_dict(run.config),
+        "hyp": config_to_dict(run.hyp),
+        "model": config_to_dict(run.model.config),
+        "dataset": config_to_dict(run.dataset),
+        "provenance": run.provenance,
+    }
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def mosaic_of_batch(batch: Batch, names: list[str]) -> Any:
+    """A picture of a batch with boxes and label heatmaps; uint8 RGB [h, w, 3]."""
+    boxes, labels = zip(*(true_boxes(batch, i) for i in range(len(batch.images))), strict=True)
+    return mosaic_picture(
+        [image.permute(1, 2, 0).numpy() for image in batch.images],
+        [b.numpy() for b in boxes],
+        [label.numpy() for label in labels],
+        [heatmap[0].numpy() for heatmap in batch.heatmaps],
+        names,
+    )
+
+
+def resolve_model(
+    config: TrainConfig, dataset: DatasetConfig, overrides: ModelOverrides, initial: Weights | None
+) -> ModelConfig:
+    """The network to train: the --cfg file, classes and anchors of the dataset, the command line's changes.
+
+    BatchNorm's epsilon follows the initial weights, which were trained with it. A dense model
+    (slicer none) gets no heatmap head.
+
+    Raises:
+        ConfigError: neither --cfg nor initial weights say what to build, or they contradict each other.
+    """
+    if config.cfg:
+        base = load_config(ModelConfig, config.cfg)
+    elif initial is not None:
+        base = initial.config
+    else:
+        raise ConfigError("--cfg is empty and there are no initial weights: give --cfg models/cfg/yolov5s.yaml")
+    base = overrides.apply(replace(base, names=[], num_classes=dataset.nc))
+    if base.slicer.algorithm == "none":
+        base = replace(base, seeker=SeekerConfig(kind="none"), head=replace(base.head, sparse=False))
+    return replace(
+        base,
+        names=dataset.names,
+        anchors=dataset.anchors_for(config.longer_side()),
+        bn_eps=base.bn_eps if initial is None else initial.config.bn_eps,
+    )
+
+
+def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bool) -> Anchors:
+    """The anchors to use, and a word on how well they fit.
+
+    Args:
+        anchors: of the dataset YAML at this image size.
+        sizes_px: [N, 2] width and height of the training boxes in input pixels.
+        hyp: for its anchor_t.
+        automatic: replace anchors whose best possible recall is below `LEAST_ANCHOR_RECALL`.
+    """
+    log = get_logger()
+    if len(sizes_px) == 0:
+        return anchors
+    recall, matching = best_possible_recall(sizes_px, anchors, hyp.anchor_t)
+    log.info(f"anchors: best possible recall {recall:.4f}, {matching:.2f} of 9 match an object")
+    if recall >= LEAST_ANCHOR_RECALL or not automatic:
+        return anchors
+    better = kmeans_anchors(sizes_px)
+    new_recall, _ = best_possible_recall(sizes_px, better, hyp.anchor_t)
+    if new_recall <= recall:
+        return anchors
+    log.info(f"anchors: replaced by k-means of the labels (recall {new_recall:.4f}; keep yours with --noautoanchor)")
+    return better
+
+
+def choose_amp(setting: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type: auto is bf16 where the device computes it fast, else fp16 on CUDA, else none."""
+    if setting == "off":
+        return None
+    if setting == "bf16":
+        return torch.bfloat16
+    if setting == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("--amp fp16 needs a GPU; on a CPU use --amp bf16, auto or off")
+        return torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if has_fast_bf16() else None
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

@@ -1,0 +1,109 @@
+"""Test a detector: accuracy and patch selection on a dataset, or its cost.
+
+    python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536
+    python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --task measure
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from engine.evaluation import evaluate
+from engine.inference import Detector, load_model
+from engine.measure import measure
+from engine.setup import evaluation_loader
+from engine.test_outputs import TestOutputs, save_curves
+from models.decode import PostprocessConfig
+from utils.cli import model_overrides, run_main
+from utils.config import ConfigError, DatasetConfig, load_config
+from utils.environment import environment_report
+from utils.images import write_atomic
+from utils.logger import get_logger
+from utils.runs import new_run_dir
+from utils.test_cli import build_test_parser
+
+
+def main() -> None:
+    """Parse the command line and run the task."""
+    args = build_test_parser().parse_args()
+    dataset = load_config(DatasetConfig, args.data)
+    detector = load_model(args.weights, args.device, model_overrides(args), half=args.half)
+    check_classes(detector, dataset, args.single_cls)
+    folder = new_run_dir(args.project, args.name, args.exist_ok)
+    if args.task in ("measure", "speed"):
+        run_measure(args, dataset, detector, folder)
+    else:
+        run_accuracy(args, dataset, detector, folder)
+    get_logger().info(f"results in {folder}")
+
+
+def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
+    """Tasks val, test and train: score the detections and the patches on that split."""
+    names = ["object"] if args.single_cls else dataset.names
+    loader = evaluation_loader(
+        dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls
+    )
+    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det, multi_label=True)
+    outputs = TestOutputs(
+        folder, names, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
+    )
+    result = evaluate(
+        detector, loader, names, post, augment=args.augment, single_class=args.single_cls, progress=True,
+        on_batch=outputs.add,
+    )  # fmt: skip
+    outputs.finish()
+    save_curves(folder, result.detection)
+    log = get_logger()
+    log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
+    log.info(result.selector.table())
+    note_scores(dataset)
+    content = {
+        "detection": result.detection.to_dict(curves=False),
+        "selector": result.selector.to_dict(),
+        **record(args, dataset),
+    }
+    write_json(folder / "metrics.json", content)
+
+
+def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
+    """Task measure: parameters, operations and time; task speed: parameters and time only."""
+    loader = evaluation_loader(dataset, args.data, "val", args.img_size, args.batch_size, 0, args.single_cls)
+    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det, multi_label=True)
+    result = measure(detector, loader, post, count_operations=args.task == "measure")
+    get_logger().info(result.table())
+    write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
+
+
+def check_classes(detector: Detector, dataset: DatasetConfig, single_class: bool) -> None:
+    """Refuse a model and a dataset that do not speak of the same number of classes."""
+    expected = 1 if single_class else dataset.nc
+    if not single_class and len(detector.names) != expected:
+        raise ConfigError(
+            f"the model knows {len(detector.names)} classes, the dataset has {expected}: give the dataset that it was "
+            "trained on as --data, or --single-cls to ignore classes"
+        )
+
+
+def note_scores(dataset: DatasetConfig) -> None:
+    """Print what the dataset's file says about its scores."""
+    if dataset.note:
+        get_logger().info(f"note: {dataset.note}")
+
+
+def record(args: argparse.Namespace, dataset: DatasetConfig) -> dict[str, Any]:
+    """What made the numbers: options, dataset note, machine and commit."""
+    return {"options": vars(args), "dataset_note": dataset.note, "environment": environment_report()}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file, whole or not at all."""
+    text = json.dumps(content, indent=1, default=str)
+    write_atomic(path, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,73 @@
+"""Train a detector: ``python train.py --data data/visdrone.yaml --cfg models/cfg/yolov5m.yaml --img-size 1536``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from engine.setup import TrainingRun, build_run, save_options
+from engine.state import read_resumable
+from engine.training import fit
+from utils.cli import model_overrides, run_main
+from utils.config import HypConfig, ModelOverrides, TrainConfig, config_from_dict, load_config
+from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, select_device
+from utils.logger import get_logger
+from utils.runs import LAST_CHECKPOINT, latest_run, new_run_dir
+from utils.train_cli import LATEST, build_train_parser, initial_weights
+
+HYP_FLAGS = ("label_smoothing", "train_patches")
+"""Flags that replace a value of the hyp file."""
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    args = build_train_parser().parse_args()
+    dist = init_distributed(args.device)
+    try:
+        run = resumed_run(args, dist) if args.resume else new_run(args, dist)
+        if dist.is_main:
+            save_options(run)
+        get_logger().info(f"training on {run.device}; results go to {run.folder}")
+        fit(run)
+        get_logger().info(f"done: {run.folder / 'weights' / 'best.pt'}; curves in {run.folder / 'results.png'}")
+    finally:
+        cleanup()
+
+
+def new_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
+    """The run that the command line asks for, in a folder of its own."""
+    config = train_config(args)
+    changes = {name: getattr(args, name) for name in HYP_FLAGS if getattr(args, name) is not None}
+    hyp = replace(load_config(HypConfig, args.hyp), **changes)
+    weights = initial_weights(args.weights, args.cfg)
+    device = select_device(args.device, dist)
+    folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
+    folder = broadcast_object(folder)
+    return build_run(config, hyp, model_overrides(args), folder, dist, device, weights)
+
+
+def resumed_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
+    """The interrupted run, with the options it was started with; only --device and --workers may differ."""
+    path = latest_run(args.project) / LAST_CHECKPOINT if args.resume == LATEST else Path(args.resume)
+    data = read_resumable(path)
+    config = replace(config_from_dict(TrainConfig, data["train"]), device=args.device, workers=args.workers)
+    hyp = config_from_dict(HypConfig, data["hyp"])
+    overrides = config_from_dict(ModelOverrides, data["overrides"])
+    folder = path.resolve().parent.parent
+    return build_run(config, hyp, overrides, folder, dist, select_device(args.device, dist), resume=data)
+
+
+def train_config(args: argparse.Namespace) -> TrainConfig:
+    """The options as plain data."""
+    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
+    values["weights"] = str(args.weights or "")
+    size = args.img_size
+    values["img_size"] = size if isinstance(size, int) else list(size)
+    return config_from_dict(TrainConfig, values, "options")
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))

@@ -1,0 +1,90 @@
+"""How well anchors fit the labelled boxes, and anchors that fit better (k-means). Nothing is changed here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from utils.config import Anchors
+
+LEVELS = 3
+"""Strides 8, 16 and 32."""
+_MIN_SIDE_PX = 2.0  # smaller boxes are dropped by augmentation anyway, and would pull the anchors down
+_RESTARTS = 20
+_MOST_POINTS = 20_000
+
+
+def best_possible_recall(wh_px: npt.ArrayLike, anchors: Anchors, anchor_t: float) -> tuple[float, float]:
+    """Share of boxes that some anchor matches, and how many anchors match a box on average.
+
+    An anchor matches a box when neither width nor height differs by the factor anchor_t or more.
+
+    Args:
+        wh_px: [N, 2] widths and heights in input pixels.
+        anchors: of all levels.
+        anchor_t: the factor, above 1.
+
+    Returns:
+        (best possible recall in 0–1, mean number of matching anchors); (0, 0) without boxes.
+    """
+    sizes = _as_sizes(wh_px)
+    if not len(sizes):
+        return 0.0, 0.0
+    flat = np.array([anchor for level in anchors for anchor in level], dtype=np.float64)
+    ratio = sizes[:, None] / flat[None]
+    matches = np.maximum(ratio, 1 / ratio).max(axis=2) < anchor_t
+    return float(matches.any(axis=1).mean()), float(matches.sum(axis=1).mean())
+
+
+def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9) -> Anchors:
+    """Anchors by k-means of box sizes, for an input of the same scale; the same for the same boxes.
+
+    Clusters are made of logarithms, because anchors match by ratios: k-means of pixels would spend
+    most anchors on the few large boxes.
+
+    Args:
+        wh_px: [N, 2] widths and heights in input pixels; boxes under 2 pixels are left out.
+        n: number of anchors, a multiple of 3.
+
+    Returns:
+        n/3 anchors for each of the strides 8, 16, 32, by area, in whole pixels where they are larger than 10.
+
+    Raises:
+        ValueError: n is not a multiple of 3, or there are too few different box sizes.
+    """
+    if n < LEVELS or n % LEVELS:
+        raise ValueError(f"number of anchors: expected a multiple of {LEVELS}, found {n}")
+    sizes = _as_sizes(wh_px)
+    sizes = sizes[(sizes >= _MIN_SIDE_PX).all(axis=1)]
+    different = len(np.unique(sizes, axis=0))
+    if different < n:
+        raise ValueError(f"{n} anchors need at least as many different box sizes, found {different}")
+    points = np.log(sizes)
+    spread = points.std(axis=0)
+    spread[spread == 0] = 1.0
+    found = np.exp(_best_clusters(points / spread, n) * spread)
+    found = found[np.argsort(found.prod(axis=1), kind="stable")]
+    rounded = np.where(found > 10, np.rint(found), np.round(found, 1))
+    return [level.tolist() for level in np.array_split(rounded, LEVELS)]
+
+
+def _best_clusters(points: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
+    """Centres [n, 2] with the least distortion of several starts."""
+    from scipy.cluster.vq import kmeans  # slow to import, and seldom needed
+
+    rng = np.random.default_rng(0)
+    if len(points) > _MOST_POINTS:
+        points = points[rng.choice(len(points), _MOST_POINTS, replace=False)]
+    starts = np.unique(points, axis=0)
+    results = [kmeans(points, starts[rng.choice(len(starts), n, replace=False)]) for _ in range(_RESTARTS)]
+    complete = [(distortion, centres) for centres, distortion in results if len(centres) == n]
+    if not complete:  # every start lost a cluster on the way
+        raise ValueError(f"the box sizes do not fall into {n} groups: set the anchors by hand")
+    best: npt.NDArray[Any] = min(complete, key=lambda result: result[0])[1]
+    return best
+
+
+def _as_sizes(wh_px: npt.ArrayLike) -> npt.NDArray[Any]:
+    return np.asarray(wh_px, dtype=np.float64).reshape(-1, 2)

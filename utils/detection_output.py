@@ -1,0 +1,172 @@
+"""Which files a detection run writes for each frame, and what it says at the end.
+
+The files themselves are written by utils/writers.py, the pictures drawn by utils/draw.py and
+utils/cluster_picture.py. Nothing here runs a model.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth
+from utils.draw import draw_boxes, save_image
+from utils.images import ByteImage
+from utils.logger import LOGGER_NAME
+from utils.results import Detections, PredictionLike
+from utils.sources import Frame
+from utils.writers import OutputNames, VideoWriter, class_name, save_crops, write_darknet
+
+logger = logging.getLogger(f"{LOGGER_NAME}.detection_output")
+
+CLUSTER_ENDING = "_cluster"
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """What to write: pictures with boxes, cluster pictures, label files (with scores), crops."""
+
+    save_pictures: bool = True
+    view_cluster: bool = False
+    save_txt: bool = False
+    save_conf: bool = False
+    save_crop: bool = False
+    style: BoxStyle = field(default_factory=BoxStyle)
+
+
+class DetectionOutput:
+    """Writes the results of a run into its folder; use it in a ``with`` block, which finishes the videos.
+
+    ``sub/a.jpg`` of the source becomes ``sub/a.jpg`` (boxes), ``sub/a_cluster.jpg``, ``labels/sub/a.txt``
+    and ``crops/<class>/sub/a_<number>.jpg``; a video ``v.mp4`` becomes ``v.webm``, ``v_cluster.webm``, and
+    ``labels/v_000012.txt`` for its frame 12. A name that is taken gets a number, nothing is overwritten.
+    """
+
+    def __init__(
+        self, folder: Path, names: Sequence[str], options: OutputOptions, relative: Callable[[Path], Path]
+    ) -> None:
+        """relative: where a file of the source belongs below the folder; `Source.relative` is one."""
+        self.folder, self.names, self.options = folder, names, options
+        self._relative = relative
+        self._used = OutputNames()
+        self._item: tuple[int, Path] | None = None
+        self._videos: dict[str, VideoWriter] = {}
+        self._open_videos = ExitStack()
+
+    def write(self, frame: Frame, prediction: PredictionLike) -> None:
+        """Write everything that was asked for of one frame."""
+        options = self.options
+        stem = self._stem_of(frame)
+        if options.save_pictures:
+            self._picture(frame, stem, "", frame.path.suffix, self._draw(frame.image, prediction.detections))
+        if options.view_cluster:
+            self._picture(frame, stem, CLUSTER_ENDING, ".jpg", self._cluster(frame, prediction))
+        if not (options.save_txt or options.save_crop):
+            return
+        if frame.frame_number is not None:
+            stem = self._used.claim(stem.with_name(f"{stem.name}_{frame.frame_number:06d}"))
+        if options.save_txt:
+            hw = (frame.image.shape[0], frame.image.shape[1])
+            path = self.folder / "labels" / f"{stem}.txt"
+            write_darknet(path, prediction.detections, hw, options.save_conf)
+        if options.save_crop:
+            crops = self.folder / "crops"
+            save_crops(frame.image, prediction.detections, self.names, crops, stem, self._used)
+
+    def close(self) -> None:
+        """Finish the videos of the current item."""
+        self._videos.clear()
+        self._open_videos.close()
+
+    def __enter__(self) -> DetectionOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _stem_of(self, frame: Frame) -> Path:
+        """Path below the folder, without suffix, that belongs to this file of the source alone."""
+        if self._item is None or self._item[0] != frame.index:
+            self.close()
+            relative = self._relative(frame.path)
+            stem = self._used.claim(relative.with_name(relative.stem), ("", CLUSTER_ENDING))
+            self._item = (frame.index, stem)
+        return self._item[1]
+
+    def _draw(self, image: ByteImage, found: Detections) -> ByteImage:
+        style = self.options.style
+        found = found.to("cpu")
+        return draw_boxes(
+            image, found.xyxy, found.label, found.score, self.names,
+            style.line_thickness, style.hide_labels, style.hide_conf,
+        )  # fmt: skip
+
+    def _cluster(self, frame: Frame, prediction: PredictionLike) -> ByteImage:
+        truth = None
+        if frame.video is None:  # a frame of a video has no label file
+            hw = (frame.image.shape[0], frame.image.shape[1])
+            truth = load_ground_truth(frame.path, hw, len(self.names))
+        if truth is not None and truth.problems:
+            logger.warning("%s: %d label lines not usable, the first: %s", frame.path, len(truth.problems),
+                           truth.problems[0])  # fmt: skip
+        return draw_cluster_picture(frame.image, prediction, self.names, truth, self.options.style)
+
+    def _picture(self, frame: Frame, stem: Path, ending: str, suffix: str, picture: ByteImage) -> None:
+        """Save a picture, or append it to the video it belongs to."""
+        path = self.folder / stem.with_name(f"{stem.name}{ending}")
+        if frame.video is None:
+            save_image(path.with_name(f"{path.name}{suffix}"), picture)
+            return
+        if ending not in self._videos:
+            self._videos[ending] = self._open_videos.enter_context(VideoWriter(path, frame.video.fps))
+        self._videos[ending].write(picture)
+
+
+def count_classes(found: Detections, names: Sequence[str]) -> str:
+    """How many of each class, most frequent first: "12 car, 3 van", or "nothing"."""
+    counts = Counter(found.label.tolist())
+    return (
+        ", ".join(f"{count} {class_name(names, label)}" for label, count in counts.most_common()) or "nothing"
+    )
+
+
+@dataclass
+class DetectionSummary:
+    """What a run has done so far, in numbers; times are kept per frame and stage."""
+
+    frames: int = 0
+    detections: int = 0
+    patches: int = 0
+    times_ms: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, prediction: PredictionLike, times_ms: Mapping[str, float]) -> None:
+        """Count one frame; times_ms by stage, in order, everything that was spent on it."""
+        self.frames += 1
+        self.detections += len(prediction.detections)
+        self.patches += len(prediction.patches_orig)
+        for stage, milliseconds in times_ms.items():
+            self.times_ms.setdefault(stage, []).append(milliseconds)
+
+    def lines(self, folder: Path, problems: Sequence[str] = (), shown: int = 5) -> list[str]:
+        """The summary in words: counts, time per image by stage, what was skipped, where the results are."""
+        text = [f"{self.frames} images, {self.detections} detections, {self.patches} patches"]
+        if self.frames:
+            # Medians: the first image pays for warming up.
+            medians = {stage: statistics.median(values) for stage, values in self.times_ms.items()}
+            stages = ", ".join(f"{stage} {value:.1f}" for stage, value in medians.items())
+            text.append(f"ms per image (median): {stages}; together {sum(medians.values()):.1f}")
+        if problems:
+            text.append(f"{len(problems)} not read or not whole:")
+            text += [f"  {problem}" for problem in problems[:shown]]
+            if len(problems) > shown:
+                text.append(f"  and {len(problems) - shown} more")
+        text.append(f"results in {folder}")
+        return text

@@ -1,0 +1,217 @@
+"""What a run says and records: messages, ``results.csv``, TensorBoard, ``results.png``.
+
+Recording only: what is measured, and when, is decided elsewhere. In several processes the main one
+alone speaks and writes.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+LOGGER_NAME = "esod"
+EPOCH_COLUMN = "epoch"
+
+
+class LogError(ValueError):
+    """A record that cannot be written or continued."""
+
+
+class _StdoutHandler(logging.Handler):
+    """Writes to whatever ``sys.stdout`` is at the moment of the message."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+            sys.stdout.write(f"{prefix}{self.format(record)}\n")
+            sys.stdout.flush()
+        except (OSError, ValueError):
+            self.handleError(record)
+
+
+def get_logger() -> logging.Logger:
+    """The project's logger: plain lines on standard output, "warning: " and "error: " put before such.
+
+    With torchrun, processes other than the main one say errors only.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    if not any(isinstance(handler, _StdoutHandler) for handler in logger.handlers):
+        logger.addHandler(_StdoutHandler())
+        logger.propagate = False
+        logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    return logger
+
+
+class TrainLogger(Protocol):
+    """Where a training run records its numbers and pictures."""
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Record the named numbers of an epoch (from 0)."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Record a picture that has been written to a file."""
+
+    def close(self) -> None:
+        """Finish writing."""
+
+
+class CsvLogger:
+    """``results.csv``: one row per epoch, first column ``epoch``; columns never change their order.
+
+    A name that appears later gets a column of its own at the end, empty in earlier rows. The file is
+    replaced as a whole (temporary file, rename), so that a kill at any moment leaves a complete one.
+    """
+
+    def __init__(self, path: str | Path, resume_epoch: int | None = None) -> None:
+        """Begin a file, or continue one from an epoch: rows of that epoch and later ones are dropped.
+
+        Raises:
+            LogError: the file to continue is not a results file.
+        """
+        self.path = Path(path)
+        self.columns = [EPOCH_COLUMN]
+        self.rows: list[dict[str, str]] = []
+        if resume_epoch is not None and self.path.exists():
+            self._read(resume_epoch)
+            self._write()
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Add the row of an epoch; numbers with 6 significant digits."""
+        self.columns += [name for name in metrics if name not in self.columns]
+        values = {name: f"{float(value):.6g}" for name, value in metrics.items()}
+        self.rows.append({EPOCH_COLUMN: str(epoch), **values})
+        self._write()
+
+    def image(self, name: str, path: Path) -> None:
+        """A table holds no pictures: the file at path is all there is to record."""
+
+    def close(self) -> None:
+        """Every row is on disk already."""
+
+    def _read(self, resume_epoch: int) -> None:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            rows = list(reader)
+        if columns[:1] != [EPOCH_COLUMN]:
+            raise LogError(f"{self.path}: not a results file: its first column is not {EPOCH_COLUMN!r}")
+        self.columns = columns
+        for number, row in enumerate(rows, start=2):
+            try:
+                keep = int(row[EPOCH_COLUMN]) < resume_epoch
+            except (TypeError, ValueError) as error:
+                raise LogError(f"{self.path}: line {number}: not an epoch: {row[EPOCH_COLUMN]!r}") from error
+            if keep:
+                self.rows.append({name: row[name] or "" for name in columns})
+
+    def _write(self) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path)
+
+
+class PlotLogger:
+    """``results.png`` from ``results.csv``, drawn when the run ends."""
+
+    def __init__(self, csv_path: Path, png_path: Path) -> None:
+        self.csv_path = csv_path
+        self.png_path = png_path
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """The numbers are read from the table at the end."""
+
+    def image(self, name: str, path: Path) -> None:
+        """Curves only."""
+
+    def close(self) -> None:
+        """Draw the curves, when there is an epoch to draw."""
+        if self.csv_path.exists() and len(self.csv_path.read_text(encoding="utf-8").splitlines()) > 1:
+            from utils.plots import plot_results
+
+            plot_results(self.csv_path, self.png_path)
+
+
+class TensorBoardLogger:
+    """Scalars and pictures for ``tensorboard --logdir runs``."""
+
+    def __init__(self, folder: str | Path, resume_epoch: int | None = None) -> None:
+        """Raises ImportError when the tensorboard package is missing; see `build_train_logger`."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events from the resumed epoch on belong to the part of the run that was lost.
+        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_epoch)
+        self._epoch = resume_epoch or 0
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """One scalar per name; a "/" in it groups the charts."""
+        self._epoch = epoch
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, float(value), epoch)
+
+    def image(self, name: str, path: Path) -> None:
+        """Show a picture file (any format OpenCV reads) under a name."""
+        import cv2
+
+        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise LogError(f"{path}: not readable as a picture")
+        self._writer.add_image(name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), self._epoch, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+class CombinedLogger:
+    """Several loggers as one, in the given order."""
+
+    def __init__(self, loggers: Sequence[TrainLogger]) -> None:
+        self.loggers = list(loggers)
+
+    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Record an epoch everywhere."""
+        for logger in self.loggers:
+            logger.log(epoch, metrics)
+
+    def image(self, name: str, path: Path) -> None:
+        """Record a picture everywhere."""
+        for logger in self.loggers:
+            logger.image(name, path)
+
+    def close(self) -> None:
+        """Finish everywhere."""
+        for logger in self.loggers:
+            logger.close()
+
+
+def build_train_logger(folder: str | Path, resume_epoch: int | None = None) -> TrainLogger:
+    """Everything a run records in its folder: ``results.csv``, ``results.png``, TensorBoard when installed.
+
+    For the main process alone (`utils.dist.is_main`).
+
+    Args:
+        folder: the run folder, which exists.
+        resume_epoch: the epoch a resumed run begins with; None for a new run.
+    """
+    run = Path(folder)
+    loggers: list[TrainLogger] = [CsvLogger(run / "results.csv", resume_epoch)]
+    if importlib.util.find_spec("tensorboard") is None:
+        get_logger().info("TensorBoard is not installed: numbers go to results.csv only")
+    else:
+        loggers.append(TensorBoardLogger(run, resume_epoch))
+    loggers.append(PlotLogger(run / "results.csv", run / "results.png"))
+    return CombinedLogger(loggers)

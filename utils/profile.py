@@ -1,0 +1,196 @@
+"""What a computation costs: parameters, multiply-accumulates that really ran, time by stage, memory.
+
+Measuring only; what is measured (images, warm-up, batch) is chosen by the caller. Nothing is estimated
+from a model's description: the cost of a forward depends on the patches it kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Cost of a computation: ``macs`` multiply-accumulates, ``flops`` = 2 · macs arithmetic operations."""
+
+    macs: int
+    flops: int
+
+    def __add__(self, other: FlopCount) -> FlopCount:
+        return FlopCount(self.macs + other.macs, self.flops + other.flops)
+
+    @property
+    def gflops(self) -> float:
+        """10⁹ floating-point operations, a multiply-accumulate counting two."""
+        return self.flops / 1e9
+
+    @property
+    def gmacs(self) -> float:
+        """10⁹ multiply-accumulates."""
+        return self.macs / 1e9
+
+
+def count_parameters(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of parameters (numbers, not tensors) of a model; shared ones count once, buffers not at all."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+
+
+def count_flops(function: Callable[[], object]) -> FlopCount:
+    """Run a function once and count the convolutions and matrix products that it runs.
+
+    Counted on the shapes that really occur, padding included, in any precision; element-wise work
+    (activations, normalisation, pooling, sorting) is not, as is usual. A backward pass inside counts too.
+    """
+    with FlopCounterMode(display=False) as counter:
+        function()
+    flops = counter.get_total_flops()
+    return FlopCount(macs=flops // 2, flops=flops)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Largest memory use in bytes: CUDA, of tensors on the device since `reset_peak_memory`; CPU, of the
+    process (resident) since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage: bytes on macOS, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin a new measurement of `peak_memory` on CUDA; a process's own peak cannot be reset."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+@dataclass(frozen=True)
+class StageStatistics:
+    """Milliseconds per frame of one stage."""
+
+    median_ms: float
+    mean_ms: float
+    p95_ms: float
+    count: int
+
+
+@dataclass(frozen=True)
+class TimingSummary:
+    """Milliseconds per frame by stage, and end to end.
+
+    Attributes:
+        stages: by name, in the order in which they first ran.
+        total: whole frames, what lies between the stages included; None when there was no frame.
+        images: number of images in all measured frames.
+        fps: images per second end to end; 0 when there was no frame.
+    """
+
+    stages: dict[str, StageStatistics]
+    total: StageStatistics | None
+    images: int
+    fps: float
+
+
+class StageTimer:
+    """Wall time by stage. ::
+
+        timer = StageTimer(device, warmup=3)
+        for batch in batches:
+            with timer.frame(images=len(batch)):
+                with timer.stage("stem"):
+                    ...
+
+    A stage that runs several times in a frame counts with its sum. The first ``warmup`` frames are not
+    counted. On CUDA every stage and frame waits for the device, which costs overlap: for the best
+    end-to-end number, time frames alone. Disabled, it hands out a context that does nothing.
+    """
+
+    def __init__(self, device: torch.device | str = "cpu", warmup: int = 0, enabled: bool = True) -> None:
+        self.device = torch.device(device)
+        self.warmup = warmup
+        self.enabled = enabled
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything measured, warm-up included."""
+        self._stages: dict[str, list[float]] = {}
+        self._frames: list[float] = []
+        self._images = 0
+        self._frames_seen = 0
+        self._current: dict[str, float] | None = None
+
+    def frame(self, images: int = 1) -> AbstractContextManager[None]:
+        """One pass end to end over a number of images."""
+        return self._frame(images) if self.enabled else _NOTHING
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """A named part of a frame; it may be entered in a frame only."""
+        return self._stage(name) if self.enabled else _NOTHING
+
+    def summary(self) -> TimingSummary:
+        """Statistics over the frames measured so far. A stage's count is of the frames in which it ran."""
+        seconds = sum(self._frames)
+        return TimingSummary(
+            stages={name: _statistics(times) for name, times in self._stages.items()},
+            total=_statistics(self._frames) if self._frames else None,
+            images=self._images,
+            fps=self._images / seconds if seconds > 0 else 0.0,
+        )
+
+    @contextlib.contextmanager
+    def _frame(self, images: int) -> Iterator[None]:
+        self._current = {}
+        begin = self._now()
+        try:
+            yield
+            elapsed = self._now() - begin
+            self._frames_seen += 1
+            if self._frames_seen > self.warmup:
+                self._frames.append(elapsed)
+                self._images += images
+                for name, seconds in self._current.items():
+                    self._stages.setdefault(name, []).append(seconds)
+        finally:
+            self._current = None
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        if self._current is None:
+            raise RuntimeError(f"stage {name!r} timed outside of a frame: put it in `with timer.frame():`")
+        begin = self._now()
+        try:
+            yield
+        finally:
+            self._current[name] = self._current.get(name, 0.0) + self._now() - begin
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+_NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
+
+
+def _statistics(seconds: list[float]) -> StageStatistics:
+    """Of at least one time in seconds. The 95th percentile is interpolated linearly between ranks."""
+    ordered = sorted(seconds)
+    rank = 0.95 * (len(ordered) - 1)
+    low = int(rank)
+    high = min(low + 1, len(ordered) - 1)
+    p95 = ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+    return StageStatistics(
+        median_ms=statistics.median(ordered) * 1e3,
+        mean_ms=statistics.fmean(ordered) * 1e3,
+        p95_ms=p95 * 1e3,
+        count=len(ordered),
+    )

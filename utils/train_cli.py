@@ -1,0 +1,224 @@
+"""The options of ``train.py``: what each is called, what it means, what it is by default. Parsing only."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from utils.cli import (
+    Parser,
+    add_device_arguments,
+    add_image_size_argument,
+    add_model_arguments,
+    add_run_arguments,
+    non_negative_int,
+    positive_int,
+    probability,
+)
+from utils.config import ConfigError
+
+PRETRAINED = Path("weights") / "pretrained"
+"""Folder of initial weights, one file per model: ``yolov5m.pt`` for ``models/cfg/yolov5m.yaml``."""
+
+LATEST = "latest"
+"""Value of ``--resume`` given without a checkpoint."""
+
+_RECORDS = "results go to results.csv and TensorBoard in the run folder"
+
+REFUSED = {
+    "--adam": "use --optimizer adam",
+    "--cache-images": "use --cache ram",
+    "--quad": "use --multi-scale, or a larger --img-size",
+    "--evolve": "set hyper-parameters in a file and give it as --hyp",
+    "--noval": "use --notest",
+    "--notensorboard": "leave out the package tensorboard",
+    "--half": "use --amp fp16",
+    "--fp16": "use --amp fp16",
+    "--bf16": "use --amp bf16",
+    "--cos-lr": "cosine is what the learning rate always follows; leave it out",
+    "--linear-lr": "the learning rate follows a cosine; set lrf in --hyp for its end",
+    "--hybrid": "use --slicer and --head",
+    "--bucket": _RECORDS,
+    "--entity": _RECORDS,
+    "--upload_dataset": _RECORDS,
+    "--upload-dataset": _RECORDS,
+    "--bbox_interval": _RECORDS,
+    "--bbox-interval": _RECORDS,
+    "--artifact_alias": _RECORDS,
+    "--artifact-alias": _RECORDS,
+    "--log-imgs": _RECORDS,
+    "--log-artifacts": _RECORDS,
+}
+"""Options of YOLOv5 and its relatives that are not offered → what to do instead."""
+
+
+def build_train_parser() -> Parser:
+    """The parser of ``train.py``; options are named after the first form of their flag (``img_size``)."""
+    parser = Parser("Train a detector: ESOD, or its dense twin with --slicer none.", REFUSED, prog="train.py")
+    _add_what(parser)
+    _add_schedule(parser)
+    _add_data(parser)
+    add_model_arguments(parser)
+    add_device_arguments(parser, half=False)
+    _add_hardware(parser)
+    add_run_arguments(parser, "train")
+    _add_output(parser)
+    return parser
+
+
+def initial_weights(weights: str | None, cfg: str | Path) -> Path | None:
+    """The checkpoint to start from, of ``--weights`` and ``--cfg``; None: from scratch.
+
+    Raises:
+        ConfigError: there is no such file; the message says what to put there.
+    """
+    if weights is not None and weights.strip().lower() in ("", "none"):
+        return None
+    path = Path(weights) if weights is not None else PRETRAINED / f"{Path(cfg).stem}.pt"
+    if path.is_file():
+        return path
+    name = path.name
+    raise ConfigError(
+        f"--weights {path}: no such file. Put initial weights there, for example YOLOv5's COCO checkpoint "
+        f"{name} converted by: python scripts/model_convert.py --weights {name} --output {path}; "
+        "or train from scratch with --weights none"
+    )
+
+
+def _add_what(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to train, and on what")
+    group.add_argument(
+        "--data", default="data/visdrone.yaml", metavar="YAML", help="dataset: images, classes, anchors"
+    )
+    group.add_argument("--cfg", default="models/cfg/yolov5m.yaml", metavar="YAML", help="model to build")
+    group.add_argument(
+        "--weights",
+        metavar="PT",
+        help="initial weights: a checkpoint, or none for scratch (default: weights/pretrained/<model>.pt)",
+    )
+    group.add_argument(
+        "--hyp",
+        default="data/hyps/default.yaml",
+        metavar="YAML",
+        help="hyper-parameters: learning rate, loss, augmentation",
+    )
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="PT",
+        help="continue a stopped run from its last checkpoint, with the options it was started with; "
+        "without a value: the latest run under --project",
+    )
+    group.add_argument("--single-cls", action="store_true", help="treat all classes of the dataset as one")
+    group.add_argument(
+        "--freeze",
+        nargs="+",
+        default=[],
+        metavar="PART",
+        help="do not train these parts: names (stem, deep.stage4), or a number N for the first N layers",
+    )
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("schedule")
+    group.add_argument(
+        "--epochs", type=positive_int, default=50, metavar="N", help="passes over the training set"
+    )
+    group.add_argument(
+        "--batch-size",
+        "--batch",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="images per batch, over all processes together",
+    )
+    group.add_argument(
+        "--optimizer",
+        type=str.lower,
+        choices=("sgd", "adam", "adamw"),
+        default="sgd",
+        help="update rule; adam and adamw want a smaller lr0 in --hyp (about 0.001)",
+    )
+    group.add_argument(
+        "--patience",
+        type=non_negative_int,
+        default=100,
+        metavar="N",
+        help="stop after this many epochs without improvement; 0: never",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=probability,
+        metavar="E",
+        help="soften class labels by this share, 0-1 (default: as in --hyp)",
+    )
+    group.add_argument(
+        "--train-patches",
+        choices=("selected", "uniform"),
+        help="train on patches with objects and a share of the others, or on all (default: as in --hyp)",
+    )
+    group.add_argument(
+        "--seed", type=non_negative_int, default=0, metavar="N", help="start of all random numbers"
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    add_image_size_argument(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--rect",
+        action="store_true",
+        help="batches of images of similar shape, padded as little as possible (no mosaic, no shuffling)",
+    )
+    group.add_argument(
+        "--multi-scale", action="store_true", help="vary the image size from batch to batch by up to 50 %%"
+    )
+    group.add_argument(
+        "--cache",
+        nargs="?",
+        const="ram",
+        default="none",
+        choices=("none", "ram", "disk"),
+        help="keep decoded images in memory or on disk; without a value: ram",
+    )
+    group.add_argument(
+        "--image-weights", action="store_true", help="show images with badly detected classes more often"
+    )
+    group.add_argument(
+        "--noautoanchor", action="store_true", help="keep the anchors even when they fit the labels badly"
+    )
+
+
+def _add_hardware(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("precision and processes")
+    group.add_argument(
+        "--amp",
+        choices=("auto", "bf16", "fp16", "off"),
+        default="auto",
+        help="mixed precision: auto chooses what the device is good at, off computes in fp32",
+    )
+    group.add_argument(
+        "--sync-bn", action="store_true", help="share BatchNorm statistics between processes (several GPUs)"
+    )
+    # Old launchers give it to every process; torchrun's environment says the same.
+    group.add_argument(
+        "--local-rank", "--local_rank", type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("checkpoints and tests")
+    group.add_argument(
+        "--nosave",
+        action="store_true",
+        help="write checkpoints only after the last epoch (no --resume before it)",
+    )
+    group.add_argument("--notest", action="store_true", help="test only after the last epoch")
+    group.add_argument(
+        "--save-period",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="keep a checkpoint of every Nth epoch besides the last and the best; below 1: none",
+    )

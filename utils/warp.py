@@ -1,0 +1,169 @@
+"""Resampling: one image under an affine matrix into its place in a canvas, with as little work as possible.
+
+Which matrix, and what else moves with the image, is decided in utils/transforms.py. Matrices map pixels
+(x, y, 1); pixel i covers [i, i+1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from utils.images import ByteImage
+
+Matrix = npt.NDArray[np.float64]
+"""[3, 3], affine: the last row is 0, 0, 1."""
+Reader = Callable[[float], tuple[ByteImage, float]]
+"""Gives an image's pixels, uint8 RGB [h, w, 3], and how many of them there are per original pixel. Its
+argument is that ratio as far as it will be used, so that a smaller version may be read."""
+
+
+def translation(x: float, y: float) -> Matrix:
+    """Move by x, y pixels."""
+    return np.array([[1.0, 0.0, x], [0.0, 1.0, y], [0.0, 0.0, 1.0]])
+
+
+def scaling(x: float, y: float) -> Matrix:
+    """Multiply the coordinates by x and y."""
+    return np.diag([x, y, 1.0])
+
+
+def transform_boxes(xyxy: npt.NDArray[Any], matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Smallest upright boxes around the moved corners of boxes; [N, 4] to float64 [N, 4], not clipped."""
+    x, y = xyxy[:, [0, 2, 0, 2]], xyxy[:, [1, 1, 3, 3]]
+    moved_x = matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2]
+    moved_y = matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2]
+    return np.stack([moved_x.min(1), moved_y.min(1), moved_x.max(1), moved_y.max(1)], axis=1)
+
+
+def channels_first(image: ByteImage) -> ByteImage:
+    """[H, W, 3] as a new, contiguous [3, H, W]; quicker than numpy's transposition."""
+    planes = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8)
+    written = cv2.split(image, mv=[*planes])
+    return planes if np.may_share_memory(written[0], planes) else np.stack(written)
+
+
+def draw(canvas: ByteImage, hw: tuple[int, int], read: Reader, matrix: Matrix) -> Matrix:
+    """Read an image and put it in its place in the canvas, in place; nothing is read if none of it shows.
+
+    Args:
+        canvas: uint8 RGB [H, W, 3].
+        hw: original height and width of the image.
+        read: gives its pixels.
+        matrix: original pixels to canvas pixels.
+
+    Returns:
+        The matrix that was really used: without rotation and shear the image is shifted by up to half a
+        pixel on each axis, which allows resizing, several times faster than warping.
+    """
+    outline = _outline(hw, matrix)
+    # A pixel belongs to the source when its centre does: neighbours in a mosaic neither overlap nor gap.
+    first, last = np.ceil(outline.min(axis=0) - 0.5), np.ceil(outline.max(axis=0) - 0.5)
+    left, top = np.clip(first, 0, canvas.shape[1::-1]).astype(int).tolist()
+    right, bottom = np.clip(last, 0, canvas.shape[1::-1]).astype(int).tolist()
+    if left >= right or top >= bottom:
+        return matrix
+    image, image_scale = read(_largest_scale(matrix))
+    from_image = matrix @ scaling(1 / image_scale, 1 / image_scale)
+    if np.abs(matrix[[0, 1], [1, 0]]).max() < 1e-9:
+        shift = _paste(canvas, image, from_image)
+        return translation(*shift) @ matrix
+    window = canvas[top:bottom, left:right]
+    warped = _warp(image, translation(-left, -top) @ from_image, (bottom - top, right - left))
+    inside = np.zeros(window.shape[:2], dtype=np.uint8)
+    corners = np.rint((outline - (left, top) - 0.5) * 256).astype(np.int32)
+    cv2.fillConvexPoly(inside, corners, 255, shift=8)
+    window[...] = cv2.copyTo(warped, inside, window.copy())
+    return matrix
+
+
+def _outline(hw: tuple[int, int], matrix: Matrix) -> npt.NDArray[Any]:
+    """Corners (x, y) of an image under a matrix, going round; [4, 2]."""
+    corners = np.array([[0, 0], [hw[1], 0], [hw[1], hw[0]], [0, hw[0]]], dtype=np.float64)
+    moved: npt.NDArray[Any] = corners @ matrix[:2, :2].T + matrix[:2, 2]
+    return moved
+
+
+def _largest_scale(matrix: Matrix) -> float:
+    """Output pixels per input pixel in the direction in which there are most."""
+    return float(np.linalg.svd(matrix[:2, :2], compute_uv=False)[0])
+
+
+def _average_blocks(image: ByteImage, scale: float) -> tuple[ByteImage, int]:
+    """The image made smaller by a whole factor, and the factor: bilinear sampling at scale would skip pixels."""
+    step = min(int(1 / scale + 1e-6), *image.shape[:2])
+    if step <= 1:
+        return image, 1
+    small = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, dtype=np.uint8), step
+
+
+def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, float]:
+    """Put an upright or flipped image into the canvas; returns by how much (x, y) it had to be shifted."""
+    x = _span(matrix[0, 0], matrix[0, 2], image.shape[1], canvas.shape[1])
+    y = _span(matrix[1, 1], matrix[1, 2], image.shape[0], canvas.shape[0])
+    part, step = _average_blocks(image[y.source, x.source], max(x.scale, y.scale))
+    patch = cv2.resize(part, None, fx=x.scale * step, fy=y.scale * step, interpolation=cv2.INTER_LINEAR)
+    height = min(patch.shape[0] + y.start, canvas.shape[0])
+    width = min(patch.shape[1] + x.start, canvas.shape[1])
+    patch = patch[max(-y.start, 0) : height - y.start, max(-x.start, 0) : width - x.start]
+    if x.mirrored or y.mirrored:
+        patch = cv2.flip(patch, -1 if x.mirrored and y.mirrored else int(x.mirrored))
+    rows, columns = slice(max(y.start, 0), height), slice(max(x.start, 0), width)
+    canvas[_mirror(rows, canvas.shape[0], y.mirrored), _mirror(columns, canvas.shape[1], x.mirrored)] = patch
+    return (-x.shift if x.mirrored else x.shift), (-y.shift if y.mirrored else y.shift)
+
+
+@dataclass(frozen=True)
+class _Span:
+    """One axis of an upright placement, in a canvas that is mirrored when the image is."""
+
+    source: slice
+    """The part of the image that shows, and two pixels around it."""
+    start: int
+    """Canvas pixel at which that part begins; may be outside."""
+    scale: float
+    shift: float
+    """By how much the image is moved so that ``start`` is a whole pixel."""
+    mirrored: bool
+
+
+def _span(slope: float, offset: float, image_length: int, canvas_length: int) -> _Span:
+    mirrored = slope < 0
+    scale, offset = (-slope, canvas_length - offset) if mirrored else (slope, offset)
+    first = max(0, math.floor(-offset / scale) - 2)
+    last = min(image_length, math.ceil((canvas_length - offset) / scale) + 2)
+    exact = scale * first + offset
+    return _Span(slice(first, last), round(exact), scale, round(exact) - exact, mirrored)
+
+
+def _mirror(part: slice, length: int, mirrored: bool) -> slice:
+    return slice(length - part.stop, length - part.start) if mirrored else part
+
+
+def _warp(image: ByteImage, matrix: Matrix, hw: tuple[int, int]) -> ByteImage:
+    """The image under a matrix as seen in a window of hw; beyond its border the border's colour."""
+    image, offset = _visible_part(image, matrix, hw)
+    image, step = _average_blocks(image, _largest_scale(matrix))
+    matrix = matrix @ translation(*offset) @ scaling(step, step)
+    at_centres = translation(-0.5, -0.5) @ matrix @ translation(0.5, 0.5)
+    size = (hw[1], hw[0])
+    border = cv2.BORDER_REPLICATE
+    warped = cv2.warpAffine(image, at_centres[:2], size, flags=cv2.INTER_LINEAR, borderMode=border)
+    return np.asarray(warped, dtype=np.uint8)
+
+
+def _visible_part(image: ByteImage, matrix: Matrix, hw: tuple[int, int]) -> tuple[ByteImage, tuple[int, int]]:
+    """The part of the image that lands in a window of hw, with what resampling needs around it, and its x, y."""
+    inverse = np.linalg.inv(matrix)
+    margin = 2 + math.ceil(2 * _largest_scale(inverse))
+    left, top, right, bottom = transform_boxes(np.array([[0.0, 0.0, hw[1], hw[0]]]), inverse)[0]
+    x1, y1 = max(0, math.floor(left) - margin), max(0, math.floor(top) - margin)
+    x2, y2 = min(image.shape[1], math.ceil(right) + margin), min(image.shape[0], math.ceil(bottom) + margin)
+    return image[y1:y2, x1:x2], (x1, y1)

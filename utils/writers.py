@@ -1,0 +1,242 @@
+"""What detection leaves behind: Darknet label files, crops, COCO JSON, videos, and names that never clash.
+
+Every file appears whole or not at all. What the pictures show is drawn elsewhere (utils/draw.py,
+utils/cluster_picture.py); which files a run writes is decided in utils/detection_output.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import cv2
+import numpy as np
+
+from utils.boxes import clip_boxes, xyxy_to_cxcywh
+from utils.draw import save_image
+from utils.images import ByteImage, write_atomic
+from utils.results import Detections
+
+VIDEO_FORMATS: tuple[tuple[str, str], ...] = (("VP90", ".webm"), ("mp4v", ".mp4"))
+"""(codec, suffix), best first: browsers play VP9; OpenCV's wheels can write neither H.264 nor AV1."""
+
+
+class VideoWriteError(RuntimeError):
+    """A video that cannot be written; the message names the file and says what to try."""
+
+
+class OutputNames:
+    """Gives every output a name of its own, so that nothing already made is overwritten.
+
+    Two files whose names differ in capitals only are one file on some systems, and count as equal.
+    """
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+
+    def claim(self, wanted: Path, endings: Sequence[str] = ("",)) -> Path:
+        """The wanted path without suffix, or ``wanted_2``, ``wanted_3``, …: the first that is still free.
+
+        Args:
+            wanted: path without suffix.
+            endings: what will be written is this path plus each of these; all of them are claimed.
+        """
+        numbered = (wanted.with_name(f"{wanted.name}_{number}") for number in itertools.count(2))
+        for candidate in itertools.chain([wanted], numbered):
+            names = {f"{candidate}{ending}".casefold() for ending in endings}
+            if names.isdisjoint(self._used):
+                self._used |= names
+                return candidate
+        raise AssertionError("an endless supply of names ended")
+
+
+def write_darknet(
+    path: Path, detections: Detections, image_hw: tuple[int, int], save_conf: bool = False
+) -> None:
+    """Write a Darknet label file: a line ``class cx cy w h [score]`` for each detection, best first.
+
+    Coordinates are divided by the image's width and height, clipped to it, with 6 decimals. Without
+    detections the file is there and empty: "looked at, nothing found".
+
+    Args:
+        path: the file; its folder is made when missing.
+        detections: in pixels of the image.
+        image_hw: height and width of the image.
+        save_conf: append the score.
+    """
+    height, width = image_hw
+    found = detections.to("cpu")
+    boxes = xyxy_to_cxcywh(clip_boxes(found.xyxy.double(), image_hw)).reshape(-1, 4)
+    boxes_norm = boxes / boxes.new_tensor([width, height, width, height])
+    lines = []
+    for label, box, score in zip(
+        found.label.tolist(), boxes_norm.tolist(), found.score.tolist(), strict=True
+    ):
+        numbers = [*box, score] if save_conf else box
+        lines.append(" ".join([str(label), *(f"{number:.6f}" for number in numbers)]) + "\n")
+    _write_text(path, "".join(lines))
+
+
+def save_crops(
+    image: ByteImage,
+    detections: Detections,
+    names: Sequence[str],
+    folder: Path,
+    stem: Path,
+    used: OutputNames,
+) -> list[Path]:
+    """Save what is inside each box as ``folder/<class name>/<stem>_<number>.jpg``; best score first, from 0.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, the image the detections are in.
+        detections: in its pixels; boxes are rounded outwards and hold at least one pixel.
+        names: class names; characters that no file name may have become "_".
+        folder: where the class folders go.
+        stem: of the image, may have folders of its own.
+        used: gives a crop another name where its own is taken.
+
+    Returns:
+        The files written, in order of the detections.
+    """
+    height, width = image.shape[:2]
+    found = detections.to("cpu")
+    written = []
+    for number, (box, label) in enumerate(zip(found.xyxy.tolist(), found.label.tolist(), strict=True)):
+        x1, x2 = _pixel_range(box[0], box[2], width)
+        y1, y2 = _pixel_range(box[1], box[3], height)
+        wanted = folder / _file_name(class_name(names, label)) / stem.with_name(f"{stem.name}_{number}")
+        path = Path(f"{used.claim(wanted)}.jpg")
+        save_image(path, np.ascontiguousarray(image[y1:y2, x1:x2]))
+        written.append(path)
+    return written
+
+
+def class_name(names: Sequence[str], label: int) -> str:
+    """Name of a class, or its number where the list is too short."""
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+class CocoJsonWriter:
+    """Collects detections and writes them as a COCO results file: a JSON list, one entry a detection.
+
+    Entry: ``{"image_id", "category_id", "bbox": [x, y, width, height] in original pixels, "score"}``.
+    """
+
+    def __init__(self, path: Path, category_ids: Sequence[int] | None = None) -> None:
+        """category_ids[label] is the id of a class in the annotation file; None: the label itself."""
+        self.path = path
+        self._category_ids = category_ids
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, image_id: int | str, detections: Detections) -> None:
+        """Collect the detections of one image, known by its number or by the stem of its file."""
+        found = detections.to("cpu")
+        rows = zip(found.xyxy.tolist(), found.score.tolist(), found.label.tolist(), strict=True)
+        for (x1, y1, x2, y2), score, label in rows:
+            self._entries.append({
+                "image_id": image_id,
+                "category_id": label if self._category_ids is None else self._category_ids[label],
+                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 6),
+            })  # fmt: skip
+
+    def write(self) -> Path:
+        """Write what has been collected, also when that is nothing, and return the file."""
+        _write_text(self.path, json.dumps(self._entries))
+        return self.path
+
+
+class VideoWriter:
+    """Writes frames as a video that browsers play: VP9 in WebM, or MPEG-4 where OpenCV has no VP9.
+
+    The frame rate is kept. An odd height or width is padded by one pixel, which the codecs need. The file
+    gets its name when it is closed; until then it is a hidden ``.….part`` file beside it. Use it in a
+    ``with`` block: whatever ends the block, the frames so far become a playable file.
+    """
+
+    def __init__(self, stem: Path, fps: float) -> None:
+        """stem: the file without suffix; the codec decides on that. fps: frames per second, above 0."""
+        if not fps > 0:
+            raise ValueError(f"{stem}: a video needs frames per second above 0, found {fps}")
+        self.path: Path | None = None
+        """The file, once it has been closed; None before, and when there was no frame."""
+        self.frame_count = 0
+        self._stem, self._fps = stem, fps
+        self._hw: tuple[int, int] = (0, 0)
+        self._writer: cv2.VideoWriter | None = None
+        self._part = self._final = stem
+
+    def write(self, image: ByteImage) -> None:
+        """Append a frame, uint8 [H, W, 3] RGB; all frames have the size of the first.
+
+        Raises ValueError for another size, VideoWriteError when OpenCV can write no video here.
+        """
+        hw = (image.shape[0], image.shape[1])
+        if self._writer is None:
+            self._hw = hw
+            self._writer = self._open(hw)
+        if hw != self._hw:
+            raise ValueError(f"{self._stem}: a frame is {hw} (height, width), the first one was {self._hw}")
+        self._writer.write(cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2BGR))
+        self.frame_count += 1
+
+    def close(self) -> None:
+        """Finish the file and give it its name; closing twice does nothing."""
+        if self._writer is None:
+            return
+        self._writer.release()
+        self._writer = None
+        if not self._part.is_file() or not self._part.stat().st_size:
+            raise VideoWriteError(f"{self._final}: nothing could be written; is the disk full?")
+        self._part.replace(self._final)
+        self.path = self._final
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open(self, hw: tuple[int, int]) -> cv2.VideoWriter:
+        self._stem.parent.mkdir(parents=True, exist_ok=True)
+        size = (hw[1] + hw[1] % 2, hw[0] + hw[0] % 2)
+        for codec, suffix in VIDEO_FORMATS:
+            self._final = self._stem.with_name(self._stem.name + suffix)
+            self._part = self._stem.with_name(f".{self._stem.name}.part{suffix}")
+            writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*codec), self._fps, size)
+            if writer.isOpened():
+                return writer
+            writer.release()
+            self._part.unlink(missing_ok=True)
+        tried = ", ".join(codec for codec, _ in VIDEO_FORMATS)
+        raise VideoWriteError(
+            f"{self._stem}: OpenCV can write no video here (tried {tried}); "
+            "install opencv-python from PyPI, check the folder, or use --nosave"
+        )
+
+
+def _pad_to_even(image: ByteImage) -> ByteImage:
+    bottom, right = image.shape[0] % 2, image.shape[1] % 2
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else image
+
+
+def _pixel_range(start: float, stop: float, length: int) -> tuple[int, int]:
+    """Whole pixels [first, end) that hold start…stop, at least one, inside 0…length."""
+    first = min(max(int(np.floor(start)), 0), length - 1)
+    return first, min(max(int(np.ceil(stop)), first + 1), length)
+
+
+def _file_name(name: str) -> str:
+    """A class name as a folder name: separators and what some systems forbid become "_"."""
+    return re.sub(r'[<>:"/\\|?*\x00-\x1f]', "_", name).strip(" .") or "_"
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
