@@ -1,6 +1,8 @@
 """Detect objects in pictures and videos: parse the command line, predict, write. See --help.
 
-Finding the pictures is in utils/sources.py, the network behind engine.py, what is written in
+    python detect.py --weights W.pt --source PATH --img-size 1536 --view-cluster
+
+Finding the pictures is in utils/sources.py, the network behind engine/inference.py, what is written in
 utils/detection_output.py.
 """
 
@@ -11,84 +13,17 @@ import sys
 import time
 
 from engine.inference import Detector, load_model
-from utils.cli import (
-    Parser,
-    add_image_size_argument,
-    add_model_arguments,
-    add_run_arguments,
-    model_overrides,
-    non_negative_int,
-    positive_int,
-    probability,
-    run_main,
-)
-from utils.cluster_picture import BoxStyle
+from utils.cli import model_overrides, run_main
+from utils.cluster_picture import BoxStyle, plural
+from utils.config import ConfigError
+from utils.detect_cli import parse_detect_options
 from utils.detection_output import DetectionOutput, DetectionSummary, OutputOptions, count_classes
 from utils.logger import get_logger
 from utils.results import PredictionLike
 from utils.runs import new_run_dir
 from utils.sources import Frame, Source, open_source
 
-DESCRIPTION = "Detect objects in an image, a folder, a glob, a .txt list or a video."
-REFUSED = {
-    "--view-img": "the pictures are saved; look into the folder printed at the end",
-    "--workers": "pictures are read one at a time, in this process",
-    "--update": "released checkpoints are read as they are; scripts/model_convert.py writes them anew",
-}
 INTERRUPTED = 130
-
-
-def build_parser() -> Parser:
-    """The command line of detection."""
-    parser = Parser(DESCRIPTION, refused=REFUSED)
-    parser.add_argument("--weights", default="weights/sample_yolov5n.pt", metavar="PATH", help="checkpoint: ours or a released one")  # fmt: skip
-    parser.add_argument("--source", default="data/images", metavar="PATH", help="image, folder (with all below it), glob, .txt list or video")  # fmt: skip
-    add_image_size_argument(parser)
-    _add_threshold_arguments(parser)
-    add_model_arguments(parser)
-    add_run_arguments(parser, "detect")
-    _add_output_arguments(parser)
-    _add_device_arguments(parser)
-    return parser
-
-
-def _add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("detection")
-    group.add_argument("--conf-thres", type=probability, default=0.25, metavar="P", help="lowest score that is kept, 0-1")  # fmt: skip
-    group.add_argument("--iou-thres", type=probability, default=0.45, metavar="P", help="of two boxes of a class that overlap more than this, 0-1, the better stays")  # fmt: skip
-    group.add_argument("--max-det", type=positive_int, default=500, metavar="N", help="at most this many detections per image")  # fmt: skip
-    group.add_argument("--classes", type=non_negative_int, nargs="+", metavar="N", help="keep only classes with these numbers: --classes 0 3")  # fmt: skip
-    group.add_argument("--agnostic-nms", action="store_true", help="boxes of different classes suppress each other too")  # fmt: skip
-    group.add_argument("--augment", action="store_true", help="look at each image also mirrored and at other sizes: slower, finds a little more")  # fmt: skip
-
-
-def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("pictures and files")
-    group.add_argument("--view-cluster", action="store_true", help="also save NAME_cluster.jpg: patches in green, heatmap, and the labels where there are any")  # fmt: skip
-    group.add_argument("--save-txt", action="store_true", help="save labels/NAME.txt, Darknet format (class cx cy w h, shares of the image)")  # fmt: skip
-    group.add_argument(
-        "--save-conf", action="store_true", help="with --save-txt: the score as a sixth column"
-    )
-    group.add_argument("--save-crop", action="store_true", help="save what is in each box as crops/CLASS/NAME_NUMBER.jpg")  # fmt: skip
-    group.add_argument("--nosave", action="store_true", help="do not save the pictures and videos with boxes")
-    group.add_argument("--line-thickness", type=positive_int, metavar="PIXELS", help="of the boxes (default: by the size of the image)")  # fmt: skip
-    group.add_argument("--hide-labels", action="store_true", help="draw boxes without class names and scores")
-    group.add_argument("--hide-conf", action="store_true", help="draw class names without scores")
-
-
-def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("hardware")
-    group.add_argument("--device", default="", help="cpu, or a GPU number such as 0 (default: the first GPU, or the CPU when there is none)")  # fmt: skip
-    group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
-
-
-def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The options of a command line (default: this process's); contradictions end it with status 2."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    if options.save_conf and not options.save_txt:
-        parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
-    return options
 
 
 def detect(options: argparse.Namespace) -> int:
@@ -151,15 +86,15 @@ def frame_line(frame: Frame, source: Source, prediction: PredictionLike, names: 
         count = frame.video.frame_count if frame.video else None
         where += f" frame {frame.frame_number + 1}/{count or '?'}"
     found = count_classes(prediction.detections, names)
-    milliseconds = sum(prediction.times_ms.values())
-    return f"{where}: {found}; {len(prediction.patches_orig)} patches, {milliseconds:.1f} ms"
+    patches = plural(len(prediction.patches_orig), "patch", "patches")
+    return f"{where}: {found}; {patches}, {sum(prediction.times_ms.values()):.1f} ms"
 
 
 def _check_classes(classes: list[int] | None, names: list[str]) -> None:
     unknown = [number for number in classes or [] if number >= len(names)]
     if unknown:
         known = ", ".join(f"{number} {name}" for number, name in enumerate(names))
-        raise ValueError(
+        raise ConfigError(
             f"--classes {' '.join(map(str, unknown))}: this model has {len(names)} classes: {known}"
         )
 
@@ -177,7 +112,7 @@ def _output_options(options: argparse.Namespace) -> OutputOptions:
 
 def main() -> int:
     """Entry point: returns the exit status."""
-    return detect(parse_options())
+    return detect(parse_detect_options())
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def _assemble(
     if config.sync_bn and dist.world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device)
-    frozen = freeze(model, config.freeze)
+    frozen = freeze(model, config.freeze, uncounted=("seeker",))
     if frozen:
         get_logger().info(f"frozen: {len(frozen)} parameters under {', '.join(config.freeze)}")
     accumulate = accumulation_steps(hyp.nominal_batch, config.batch_size)

@@ -8,7 +8,6 @@ is in utils/prepare.py, what VisDrone's files say in utils/visdrone.py.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -26,6 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+from utils.cli import Parser, positive_int, run_main
 from utils.prepare import (
     GRID_SIDE,
     ImageReport,
@@ -36,9 +36,6 @@ from utils.prepare import (
     write_if_changed,
 )
 from utils.visdrone import CLASS_NAMES, Split, find_splits, parse_annotations
-
-# utils.cli is imported where it is used: it loads torch, which the worker processes, who import this file as
-# well, can do without.
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DETECT_LIST = REPOSITORY / "data" / "images" / "visdrone.txt"
@@ -60,10 +57,8 @@ TABLE = (
 Summary = dict[str, Any]
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The command line."""
-    from utils.cli import Parser, positive_int
-
     parser = Parser("Prepare a dataset for training: labels, lists, greyed copies, heatmaps.")
     parser.add_argument("--dataset", required=True, choices=("VisDrone",), help="which dataset")
     parser.add_argument(
@@ -282,6 +277,4 @@ def print_problems(summary: Summary, report: Path) -> int:
 
 
 if __name__ == "__main__":
-    from utils.cli import run_main
-
     sys.exit(run_main(main))

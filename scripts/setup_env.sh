@@ -159,7 +159,7 @@ check_imports() {
 install_requirements() {
     local kind="$1" file=requirements.txt python="$VENV/bin/python" log="$VENV/.esod-pip.log"
     if [ "$kind" = dev ]; then file=requirements-dev.txt; fi
-    say "installing $file (the first time about 5 GB and a few minutes)"
+    say "installing $file (the first time about 6 GB on disk and a few minutes)"
     touch "$VENV/.esod-installing"
     rm -f "$(stamp_file runtime)" "$(stamp_file dev)" "$log"
     trap 'exit 130' INT TERM
@@ -167,7 +167,7 @@ install_requirements() {
         -r "$ROOT/$file" >&2; then
         if ! grep -q 'Installing collected packages' "$log" 2>/dev/null; then rm -f "$VENV/.esod-installing"; fi
         die "pip could not install $file; its reason is above." \
-            "It needs a network (or a pip cache), about 8 GB of free disk, and a Python that torch has wheels" \
+            "It needs a network (or a pip cache), about 10 GB of free disk, and a Python that torch has wheels" \
             "for (this is $(version_of "$python"); ESOD_PYTHON chooses another). Then run this again."
     fi
     trap - INT TERM

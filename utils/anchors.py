@@ -77,13 +77,22 @@ def _best_clusters(points: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
     rng = np.random.default_rng(0)
     if len(points) > _MOST_POINTS:
         points = points[rng.choice(len(points), _MOST_POINTS, replace=False)]
-    starts = np.unique(points, axis=0)
-    results = [kmeans(points, starts[rng.choice(len(starts), n, replace=False)]) for _ in range(_RESTARTS)]
+    results = [kmeans(points, _far_apart(points, n, rng)) for _ in range(_RESTARTS)]
     complete = [(distortion, centres) for centres, distortion in results if len(centres) == n]
     if not complete:  # every start lost a cluster on the way
         raise ValueError(f"the box sizes do not fall into {n} groups: set the anchors by hand")
     best: npt.NDArray[Any] = min(complete, key=lambda result: result[0])[1]
     return best
+
+
+def _far_apart(points: npt.NDArray[Any], n: int, rng: np.random.Generator) -> npt.NDArray[Any]:
+    """n different points to start from, likelier the farther they are from those before (k-means++)."""
+    chosen = [points[rng.integers(len(points))]]
+    distance = np.full(len(points), np.inf)
+    while len(chosen) < n:
+        distance = np.minimum(distance, np.square(points - chosen[-1]).sum(axis=1))
+        chosen.append(points[rng.choice(len(points), p=distance / distance.sum())])
+    return np.array(chosen)
 
 
 def _as_sizes(wh_px: npt.ArrayLike) -> npt.NDArray[Any]:

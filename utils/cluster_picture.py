@@ -26,7 +26,7 @@ from utils.labels import Problem, label_path, parse_label_text
 from utils.results import PredictionLike
 
 PANEL_PX = (480, 1920)
-"""Limits of the longer side of a panel: smaller images are enlarged (captions need room), larger ones shrunk."""
+"""Limits of the longer side of a panel: smaller images are enlarged (for the captions), larger shrunk."""
 _GAP_PX = 6
 _BACKGROUND = 24
 _CAPTION_COLOUR = (235, 235, 235)
@@ -100,7 +100,7 @@ def draw_cluster_picture(
                 small, found.xyxy * scale, found.label, found.score, names,
                 style.line_thickness, style.hide_labels, style.hide_conf,
             ),
-            f"{len(found)} detections",
+            plural(len(found), "detection"),
         ),
     ]]  # fmt: skip
     if ground_truth is not None:
@@ -111,23 +111,28 @@ def draw_cluster_picture(
         )
         rows.append([
             _captioned(_heated(small, truth_map, prediction.letterbox), "label heatmap"),
-            _captioned(truth_boxes, f"{len(boxes)} labelled objects"),
+            _captioned(truth_boxes, plural(len(boxes), "labelled object")),
         ])  # fmt: skip
     return _grid(rows)
 
 
 def patches_caption(prediction: PredictionLike) -> str:
-    """How many patches were chosen and how much of the image they hold; overlaps count twice, as they cost."""
+    """How many patches were chosen and how much of the image they hold; overlaps count twice."""
     height, width = prediction.letterbox.original_hw
     patches = np.asarray(prediction.patches_orig, dtype=np.float64).reshape(-1, 4)
     sides = patches[:, 2:].clip(0, (width, height)) - patches[:, :2].clip(0, (width, height))
     share = float(sides.clip(min=0).prod(axis=1).sum()) / (height * width)
-    count = f"{len(patches)} {'patch' if len(patches) == 1 else 'patches'}, {share:.0%} of the image"
+    count = f"{plural(len(patches), 'patch', 'patches')}, {share:.0%} of the image"
     return f"{count}; no heatmap (dense)" if prediction.heatmap is None else f"heatmap and {count}"
 
 
+def plural(count: int, one: str, many: str | None = None) -> str:
+    """A number with its noun: "1 patch", "2 patches"; many defaults to one + "s"."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def label_heatmap(xyxy_orig: Tensor, letterbox: Letterbox) -> FloatArray:
-    """The heatmap that training asks for, [H/8, W/8] over the network input, of boxes [N, 4] in the original."""
+    """The heatmap that training asks for, [H/8, W/8] over the network input, of boxes_orig [N, 4]."""
     boxes_px = xyxy_to_cxcywh(letterbox.to_input(xyxy_orig))
     return render_heatmap(boxes_px.numpy(), letterbox.input_hw)
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
-from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth
+from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth, plural
 from utils.draw import draw_boxes, save_image
 from utils.images import ByteImage
 from utils.logger import LOGGER_NAME
@@ -157,7 +157,12 @@ class DetectionSummary:
 
     def lines(self, folder: Path, problems: Sequence[str] = (), shown: int = 5) -> list[str]:
         """The summary in words: counts, time per image by stage, what was skipped, where the results are."""
-        text = [f"{self.frames} images, {self.detections} detections, {self.patches} patches"]
+        counts = [
+            (self.frames, "image", None),
+            (self.detections, "detection", None),
+            (self.patches, "patch", "patches"),
+        ]
+        text = [", ".join(plural(*count) for count in counts)]
         if self.frames:
             # Medians: the first image pays for warming up.
             medians = {stage: statistics.median(values) for stage, values in self.times_ms.items()}

@@ -25,7 +25,7 @@ def environment_report() -> dict[str, str | int | bool | None]:
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "torchvision": _version("torchvision"),
         "numpy": _version("numpy"),
         "opencv": _version("opencv-python", "opencv-python-headless", "opencv-contrib-python"),

@@ -223,7 +223,7 @@ def save_heatmap(path: Path, heatmap: HeatmapFile) -> None:
 def load_heatmap(path: Path) -> HeatmapFile:
     """Read a heatmap file. Raises HeatmapError, naming the file, when it is missing, damaged or not one."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             header = _read_header(archive)
             return HeatmapFile(
                 archive["values"],
@@ -243,7 +243,7 @@ def load_heatmap_header(path: Path) -> dict[str, Any]:
     Raises HeatmapError like `load_heatmap`, as far as the damage shows.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return _read_header(archive)
     except _DAMAGE as error:
         raise _damaged(path, error) from error

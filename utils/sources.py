@@ -359,7 +359,7 @@ def _media_below(folder: Path) -> list[Path]:
 
 def _media_of_glob(pattern: str) -> list[Path]:
     expanded = str(Path(pattern).expanduser())
-    matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - takes absolute ones
+    matches = [Path(name) for name in glob.glob(expanded, recursive=True)]  # noqa: PTH207 - absolute ones too
     found = sorted(path for path in matches if path.is_file() and (is_picture(path) or is_video(path)))
     if not found:
         what = f"only {len(matches)} other names" if matches else "nothing"

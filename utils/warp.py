@@ -90,7 +90,7 @@ def _outline(hw: tuple[int, int], matrix: Matrix) -> npt.NDArray[Any]:
     return moved
 
 
-def _largest_scale(matrix: Matrix) -> float:
+def _largest_scale(matrix: npt.NDArray[Any]) -> float:
     """Output pixels per input pixel in the direction in which there are most."""
     return float(np.linalg.svd(matrix[:2, :2], compute_uv=False)[0])
 

@@ -246,6 +246,12 @@ def test_curves_equal_counting_one_by_one() -> None:
             assert curves.f1[label, column] == pytest.approx(2 * hits / (detected + total))
 
 
+@pytest.mark.parametrize("bottom, hit", [(20, 1), (19.9, 0)])
+def test_curves_count_hits_from_iou_one_half(bottom: float, hit: int) -> None:
+    metrics = evaluate([([(10, 10, 30, bottom, 0.9, 0)], [(*A, 0)])])
+    assert (metrics.precision, metrics.recall, metrics.confusion[0, 0]) == (hit, hit, 1)
+
+
 def test_confusion_matrix_by_hand() -> None:
     found = [
         (*A, 0.9, 0),  # car found as car
@@ -448,6 +454,18 @@ def test_merged_processes_equal_one() -> None:
         merged.merge([parts[1].state()])
     with pytest.raises(EvaluationError, match="cannot merge"):
         merged.merge([DetectionEvaluator(["other"]).state()])
+
+
+def test_equal_scores_count_in_the_order_of_the_image_ids() -> None:
+    """A hit and a false alarm of the same score: the result must not depend on who was added first."""
+    results = []
+    for order in [(0, 1), (1, 0)]:
+        evaluator = DetectionEvaluator(NAMES)
+        for number in order:
+            labelled = truth([(*A, 0)] if number == 1 else [])
+            evaluator.update(number, detections([(*A, 0.5, 0)]), *labelled, HW)
+        results.append(evaluator.compute().ap50)
+    assert results == [0.5, 0.5]
 
 
 def test_result_is_json_without_nan() -> None:

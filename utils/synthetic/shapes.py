@@ -257,18 +257,17 @@ def _paint_round(
 
 
 def _to_sprite(canvas: NDArray[np.uint8], left: int, top: int, supersample: int) -> Sprite | None:
-    covered = canvas[:, :, 3] > 0
-    rows, columns = np.flatnonzero(covered.any(axis=1)), np.flatnonzero(covered.any(axis=0))
-    if not len(rows):
+    x, y, width, height = cv2.boundingRect(cv2.extractChannel(canvas, 3))
+    if not width:
         return None
     box = (
-        left + columns[0] / supersample,
-        top + rows[0] / supersample,
-        left + (columns[-1] + 1) / supersample,
-        top + (rows[-1] + 1) / supersample,
+        left + x / supersample,
+        top + y / supersample,
+        left + (x + width) / supersample,
+        top + (y + height) / supersample,
     )
     size = (canvas.shape[1] // supersample, canvas.shape[0] // supersample)
-    small = cv2.resize(canvas.astype(np.float32), size, interpolation=cv2.INTER_AREA).astype(np.float32)
+    small = cv2.resize(canvas, size, interpolation=cv2.INTER_AREA).astype(np.float32)
     return Sprite(left, top, small[:, :, :3], small[:, :, 3] / np.float32(255), box)
 
 

@@ -1,0 +1,194 @@
+"""The detector as a whole: modes, shapes, equality of sparse and dense, gradients."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.decode import PostprocessConfig, decode, postprocess
+from models.esod import ESOD, ESODOutput, build_model
+from models.head import DetectionHead
+from models.neck import PANNeck
+from models.slicer import Patches, fixed_grid
+from models.sparse import gather_neighbourhoods
+from utils.boxes import Letterbox
+from utils.config import ConfigError, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
+from tests.models.conftest import BuildTiny
+
+
+def with_slicer(model: ESOD, algorithm: str, *, sparse: bool = False, threshold: float = 0.5) -> ESOD:
+    slicer = replace(model.config.slicer, algorithm=algorithm, threshold=threshold)
+    head = replace(model.config.head, sparse=sparse, threshold=min(threshold, 0.3))
+    model.config = replace(model.config, slicer=slicer, head=head)
+    return model
+
+
+@pytest.mark.parametrize("slicer", ["grid", "greedy", "none"])
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (1, 3, 96, 160), (2, 3, 160, 96), (3, 3, 128, 128)])
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+@torch.no_grad()
+def test_every_shape_and_mode(
+    tiny: BuildTiny, slicer: str, sparse: bool, shape: tuple[int, ...], threshold: float
+) -> None:
+    model = with_slicer(tiny(), slicer, sparse=sparse, threshold=threshold)
+    output = model(torch.rand(shape))
+    assert output.heatmap_logits is not None
+    assert output.heatmap_logits.shape == (shape[0], 1, shape[2] // 8, shape[3] // 8)
+    if threshold == 1.0 and slicer != "none":
+        assert len(output.patches) == 0
+    for level in output.levels:
+        assert level.raw.shape == (len(level.position), 3, 8)
+        assert torch.isfinite(level.raw).all()
+    boxes = [Letterbox.fit((shape[2], shape[3]), (shape[2], shape[3]))] * shape[0]
+    found = postprocess(output, model.head.anchors, boxes, PostprocessConfig(conf_thres=0.0))
+    assert len(found) == shape[0], "an image without any patch keeps its place in the results"
+
+
+@torch.no_grad()
+def test_dense_mode_equals_the_plain_network(tiny: BuildTiny) -> None:
+    model = with_slicer(tiny(), "none")
+    images = torch.rand(2, 3, 96, 160)
+    output = model(images)
+    features = model.stem(images)
+    pyramid = model.neck(features, *model.deep(features))
+    for level, head, plain in zip(output.levels, model.head.levels, pyramid, strict=True):
+        x = head.stem(plain)
+        reg = head.reg_conv(x)
+        expected = torch.cat(
+            [
+                m.unflatten(1, (3, -1))
+                for m in (head.reg_pred(reg), head.obj_pred(reg), head.cls_pred(head.cls_conv(x)))
+            ],
+            dim=2,
+        )
+        torch.testing.assert_close(level.raw, expected.permute(0, 3, 4, 1, 2).flatten(0, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@torch.no_grad()
+def test_sparse_head_equals_dense_with_every_position_selected(tiny: BuildTiny, fused: bool) -> None:
+    model = tiny()
+    if fused:
+        model.fuse()
+    dense = with_slicer(model, "grid", threshold=0.0)(images := torch.rand(2, 3, 96, 160))
+    patches = dense.patches
+    cut = model.stem(images).permute(0, 2, 3, 1)
+    assert len(patches) > 0 and cut.shape[0] == 2
+    from models.slicer import cut_patches
+
+    pyramid_input = cut_patches(model.stem(images), patches)
+    pyramid = model.neck(pyramid_input, *model.deep(pyramid_input))
+    sparse = model.head(pyramid, [level.position for level in dense.levels])
+    for a, b in zip(dense.levels, sparse, strict=True):
+        torch.testing.assert_close(a.raw, b.raw, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_sparse_positions_are_a_subset_with_the_same_values(tiny: BuildTiny) -> None:
+    model = tiny()
+    images = torch.rand(2, 3, 128, 160)
+    dense = with_slicer(model, "grid")(images)
+    sparse = with_slicer(model, "grid", sparse=True)(images)
+    assert 0 < len(sparse.levels[0].raw) < len(dense.levels[0].raw)
+    for a, b in zip(dense.levels, sparse.levels, strict=True):
+        height, width = a.grid_hw
+        row = (b.position[:, 0] * height + b.position[:, 1]) * width + b.position[:, 2]
+        torch.testing.assert_close(a.raw[row], b.raw, atol=1e-5, rtol=1e-5)
+
+
+def test_gather_neighbourhoods_by_hand() -> None:
+    features = torch.arange(1.0, 13).view(1, 1, 3, 4)
+    rows = gather_neighbourhoods(features, torch.tensor([[0, 0, 0], [0, 1, 2]]))[..., 0]
+    assert rows[0].tolist() == [[0, 0, 0], [0, 1, 2], [0, 5, 6]]
+    assert rows[1].tolist() == [[2, 3, 4], [6, 7, 8], [10, 11, 12]]
+
+
+@torch.no_grad()
+def test_a_batch_gives_what_its_images_give_alone(tiny: BuildTiny) -> None:
+    model = with_slicer(tiny(), "greedy")
+    images = torch.rand(3, 3, 96, 128)
+    images[1] = 0.5
+    together = decode(model(images), model.head.anchors)
+    for index in range(3):
+        alone = decode(model(images[index : index + 1]), model.head.anchors)
+        rows = together.image_index == index
+        assert rows.sum() == len(alone.objectness)
+        torch.testing.assert_close(together.cxcywh_px[rows], alone.cxcywh_px, atol=1e-3, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_fusing_changes_nothing(tiny: BuildTiny) -> None:
+    model = with_slicer(tiny(), "none")
+    images = torch.rand(1, 3, 96, 96)
+    before = model(images)
+    after = model.fuse()(images)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+    for a, b in zip(before.levels, after.levels, strict=True):
+        torch.testing.assert_close(a.raw, b.raw, atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_gets_a_gradient(tiny: BuildTiny) -> None:
+    model = tiny().train()
+    output: ESODOutput = model(torch.rand(2, 3, 96, 96), lambda logits: fixed_grid(2, (12, 12), 8, logits.device))
+    assert output.heatmap_logits is not None
+    (sum(level.raw.sum() for level in output.levels) + output.heatmap_logits.sum()).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_cutting_gradients_add_up_where_patches_overlap() -> None:
+    from models.slicer import cut_patches
+
+    features = torch.zeros(1, 1, 8, 8, requires_grad=True)
+    patches = Patches(torch.tensor([0, 0]), torch.tensor([[0, 0, 4, 4], [2, 2, 6, 6]]), (4, 4))
+    cut_patches(features, patches).sum().backward()
+    assert features.grad is not None
+    assert features.grad[0, 0, 2:4, 2:4].unique().tolist() == [2.0]
+    assert features.grad.sum() == 32
+
+
+def test_sides_must_be_multiples_of_32(tiny: BuildTiny) -> None:
+    with pytest.raises(ValueError, match="96×100"):
+        tiny()(torch.rand(1, 3, 96, 100))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"seeker": SeekerConfig(kind="none")},
+        {"seeker": SeekerConfig(kind="none"), "slicer": SlicerConfig(algorithm="none"), "head": HeadConfig(sparse=True)},
+        {"head": HeadConfig(kind="single", sparse=True)},
+        {"num_classes": 2, "names": ["one"]},
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        ModelConfig(**options)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_single_head_and_spp_seeker_build() -> None:
+    config = ModelConfig(
+        width=0.125, seeker=SeekerConfig(kind="spp"), head=HeadConfig(kind="single"), num_classes=2,
+        slicer=SlicerConfig(threshold=0.0),
+    )  # fmt: skip
+    output = build_model(config).eval()(torch.rand(1, 3, 64, 64))
+    assert output.levels[0].raw.shape[1:] == (3, 7)
+
+
+def test_half_precision_follows_the_model(tiny: BuildTiny) -> None:
+    """The released sparse head kept fp32 copies of its weights after .half()."""
+    model = with_slicer(tiny(), "grid", sparse=True, threshold=0.2).to(torch.bfloat16)
+    with torch.no_grad():
+        output = model(torch.rand(1, 3, 96, 96, dtype=torch.bfloat16))
+    assert {level.raw.dtype for level in output.levels} == {torch.bfloat16}
+
+
+def test_neck_and_head_are_of_the_documented_types(tiny: BuildTiny) -> None:
+    model = tiny()
+    assert isinstance(model.neck, PANNeck) and isinstance(model.head, DetectionHead)
+    parameters: list[Tensor] = list(model.head.parameters())
+    assert model.head.anchors.shape == (3, 3, 2) and parameters

@@ -1,0 +1,194 @@
+"""The criterion: hand-computed parts, the cases with nothing in them, and that it teaches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.decode import decode
+from models.esod import ESOD
+from models.loss import DetectionLoss, cell_weights, focal_dice_loss, weighted_bce_loss
+from models.slicer import Patches, fixed_grid
+from models.training_patches import TrainingSelector
+from utils.config import HypConfig, SlicerConfig
+from tests.models.conftest import BuildTiny
+
+PARTS = ["box", "obj", "cls", "heatmap"]
+TARGETS = torch.tensor([[0, 1, 0.3, 0.4, 0.1, 0.12], [1, 2, 0.7, 0.6, 0.2, 0.1], [1, 0, 0.2, 0.2, 0.05, 0.05]])
+
+
+def whole_grid(logits: Tensor) -> Patches:
+    return fixed_grid(len(logits), (logits.shape[2], logits.shape[3]), 8, logits.device)
+
+
+def run(model: ESOD, hyp: HypConfig, targets: Tensor = TARGETS, patches: object = whole_grid) -> dict[str, Tensor]:
+    output = model(torch.rand(2, 3, 128, 128), patches)
+    heatmaps = torch.zeros(2, 1, 16, 16)
+    if len(targets):
+        heatmaps[0, 0, 6, 4] = 1.0
+    criterion = DetectionLoss(model.head.anchors, 3, hyp, torch.tensor([100, 10, 1]))
+    return criterion(output, targets, heatmaps)
+
+
+@pytest.mark.parametrize("heatmap_loss", ["bce", "focal_dice"])
+def test_all_parts_are_finite_and_add_up(tiny: BuildTiny, heatmap_loss: str) -> None:
+    losses = run(tiny().train(), HypConfig(heatmap_loss=heatmap_loss))  # type: ignore[arg-type]
+    assert all(torch.isfinite(losses[name]) and losses[name] > 0 for name in PARTS)
+    torch.testing.assert_close(losses["total"], 2 * sum(losses[name] for name in PARTS))
+
+
+@pytest.mark.parametrize("heatmap_loss", ["bce", "focal_dice"])
+def test_no_targets(tiny: BuildTiny, heatmap_loss: str) -> None:
+    losses = run(tiny().train(), HypConfig(heatmap_loss=heatmap_loss), torch.zeros(0, 6))  # type: ignore[arg-type]
+    assert losses["box"] == 0 and losses["cls"] == 0
+    assert losses["obj"] > 0 and losses["heatmap"] > 0
+    losses["total"].backward()
+
+
+def test_no_patches(tiny: BuildTiny) -> None:
+    def nothing(logits: Tensor) -> Patches:
+        return Patches(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64), (4, 4))
+
+    model = tiny().eval()
+    losses = run(model, HypConfig(), patches=nothing)
+    assert losses["box"] == losses["obj"] == losses["cls"] == 0
+    losses["total"].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()] == []
+
+
+def test_perfect_prediction_has_no_box_loss(tiny: BuildTiny) -> None:
+    """Objects placed exactly on the predictions of the model cost nothing, and their objectness target is 1."""
+    model = tiny().eval()
+    images = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        output = model(images, whole_grid)
+        boxes = decode(output, model.head.anchors)
+    cx, cy, w, h = boxes.cxcywh_px[0].tolist()
+    target = torch.tensor([[0, 1, cx / 128, cy / 128, w / 128, h / 128]])
+    model.zero_grad()
+    worst = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(output, target, torch.zeros(1, 1, 16, 16))
+    moved = target.clone()
+    moved[:, 4:] *= 2
+    off = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(output, moved, torch.zeros(1, 1, 16, 16))
+    assert worst["box"] < off["box"]
+
+
+def test_counts_shared_by_processes_scale_the_losses(tiny: BuildTiny) -> None:
+    """Two processes with half a batch each give, averaged, the gradient of one with the joint batch."""
+    model = tiny().eval()
+    images = torch.rand(2, 3, 96, 96)
+    heatmaps = torch.rand(2, 1, 12, 12)
+    targets = torch.tensor([[0, 1, 0.3, 0.4, 0.2, 0.2], [1, 2, 0.7, 0.6, 0.2, 0.2], [1, 0, 0.3, 0.3, 0.3, 0.2]])
+
+    def gradient(criterion: DetectionLoss, x: Tensor, t: Tensor, heat: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        criterion(model(x, whole_grid), t, heat)["total"].backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    joint = gradient(DetectionLoss(model.head.anchors, 3, HypConfig()), images, targets, heatmaps)
+    counts: list[Tensor] = []
+    record = DetectionLoss(model.head.anchors, 3, HypConfig(), reduce_counts=lambda c: counts.append(c) or c)
+    parts = [(images[:1], targets[:1], heatmaps[:1]), (images[1:], targets[1:] - torch.tensor([1.0, 0, 0, 0, 0, 0]), heatmaps[1:])]
+    for part in parts:
+        gradient(record, *part)
+    total = counts[0] + counts[1]
+    shared = DetectionLoss(model.head.anchors, 3, HypConfig(), reduce_counts=lambda _: total, world_size=2)
+    halves = [gradient(shared, *part) for part in parts]
+    for name, expected in joint.items():
+        torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_weighted_bce_by_hand() -> None:
+    logits, label = torch.zeros(1, 1, 1, 2), torch.tensor([[[[1.0, 0.0]]]])
+    loss = weighted_bce_loss(logits, label, torch.tensor([[[[3.0, 1.0]]]]))
+    assert math.isclose(loss.total.item(), 4 * math.log(2), rel_tol=1e-6) and loss.count == 1
+
+
+def test_focal_dice_is_zero_for_a_perfect_heatmap() -> None:
+    label = torch.tensor([[[[1.0, 0.0, 0.0, 1.0]]]])
+    right = sum((m.total / m.count).item() for m in focal_dice_loss((label - 0.5) * 40, label))
+    wrong = sum((m.total / m.count).item() for m in focal_dice_loss((0.5 - label) * 40, label))
+    assert right < 1e-3 < 1 < wrong
+
+
+def test_cell_weights_by_hand() -> None:
+    rarity = torch.tensor([1.0, math.e])
+    # 64×64 input, 8×8 cells: an 8×8 px object of class 0 in cell (2, 3): r = (256/64)² = 16.
+    # A 16×16 px object of class 1 over the cells (4..5, 4..5): r = e. Elsewhere 1.
+    targets = torch.tensor([[0, 0, 2.5 / 8, 3.5 / 8, 0.99 / 8, 0.99 / 8], [0, 1, 5 / 8, 5 / 8, 1.99 / 8, 1.99 / 8]])
+    weight = cell_weights(targets, torch.zeros(1, 1, 8, 8), rarity)[0, 0]
+    assert weight[3, 2].item() == pytest.approx(1 + math.log((256 / (0.99 * 8) ** 2) ** 2), rel=1e-3)
+    assert weight[4:6, 4:6].flatten().tolist() == pytest.approx([2.0] * 4)
+    assert (weight == 1).sum() == 64 - 5
+
+
+def test_cell_weights_of_objects_over_the_border() -> None:
+    weight = cell_weights(torch.tensor([[0, 0, 1.0, 0.0, 0.5, 0.5]]), torch.zeros(1, 1, 8, 8), torch.ones(1))
+    assert torch.isfinite(weight).all()
+
+
+def test_label_smoothing_and_single_class(tiny: BuildTiny) -> None:
+    model = tiny().train()
+    plain, smooth = run(model, HypConfig()), run(model, HypConfig(label_smoothing=0.1))
+    assert plain["cls"] != smooth["cls"]
+    criterion = DetectionLoss(model.head.anchors, 1, HypConfig())
+    logits = torch.zeros(4, 1, requires_grad=True)
+    assert criterion._classes(logits, torch.zeros(4, dtype=torch.int64)) == 0
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("uniform", 16), ("selected", 2)])
+def test_training_patches(mode: str, expected: int) -> None:
+    label = torch.zeros(1, 1, 16, 16)
+    label[0, 0, 1, 1] = label[0, 0, 14, 14] = 1
+    selector = TrainingSelector(label, SlicerConfig(), mode, 0.0, False, torch.Generator().manual_seed(0))
+    patches = selector(torch.full((1, 1, 16, 16), 9.0))
+    assert len(patches) == expected
+    if mode == "selected":
+        assert patches.xyxy_cell.tolist() == [[0, 0, 4, 4], [12, 12, 16, 16]]
+
+
+def test_prediction_adds_patches_after_warmup_and_empties_by_share() -> None:
+    label, logits = torch.zeros(2, 1, 16, 16), torch.full((2, 1, 16, 16), -9.0)
+    logits[1, 0, 5, 5] = 9
+    generator = torch.Generator().manual_seed(0)
+    patches = TrainingSelector(label, SlicerConfig(), "selected", 0.0, True, generator)(logits)
+    assert [1, 4, 4, 8, 8] in torch.cat((patches.image_index[:, None], patches.xyxy_cell), dim=1).tolist()
+    assert len(patches) == 2, "never fewer than two, whatever the heatmap says"
+    all_of_them = TrainingSelector(label, SlicerConfig(), "selected", 1.0, False, generator)(logits)
+    assert len(all_of_them) == 32
+    half = TrainingSelector(label, SlicerConfig(), "selected", 0.5, False, generator)(logits)
+    assert 6 <= len(half) <= 26
+
+
+def test_training_overfits_a_few_images(tiny: BuildTiny) -> None:
+    """Loss on eight images falls, from random weights on: the heatmap need not work first."""
+    torch.manual_seed(3)
+    model = tiny().train()
+    images = torch.rand(8, 3, 64, 64) * 0.2
+    rows = []
+    for index in range(8):
+        x, y = 8 + 6 * index, 56 - 6 * index
+        images[index, :, y - 5 : y + 5, x - 5 : x + 5] = 1.0
+        rows.append([index, index % 3, x / 64, y / 64, 10 / 64, 10 / 64])
+    targets = torch.tensor(rows)
+    heatmaps = F.max_pool2d((images[:, :1] > 0.9).float(), 8)
+    hyp = HypConfig(box=0.5, heatmap=0.5)
+    criterion = DetectionLoss(model.head.anchors, 3, hyp)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    history = []
+    for step in range(30):
+        selector = TrainingSelector(
+            heatmaps, model.config.slicer, "selected", 0.1, step > 10, torch.Generator().manual_seed(step)
+        )
+        losses = criterion(model(images, selector), targets, heatmaps)
+        optimizer.zero_grad()
+        losses["total"].backward()
+        optimizer.step()
+        history.append({name: losses[name].item() for name in PARTS})
+    for name in ("box", "cls", "heatmap"):  # objectness aims at the overlap, which itself grows
+        assert history[-1][name] < 0.7 * history[0][name], f"{name}: {history[0][name]} → {history[-1][name]}"

@@ -1,0 +1,132 @@
+"""The options of ``detect.py``: what each is called, what it means, what it is by default. Parsing only."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from utils.cli import (
+    Parser,
+    add_image_size_argument,
+    add_model_arguments,
+    add_run_arguments,
+    non_negative_int,
+    positive_int,
+    probability,
+)
+
+DESCRIPTION = "Detect objects in an image, a folder, a glob, a .txt list or a video."
+REFUSED = {
+    "--view-img": "the pictures are saved; look into the folder printed at the end",
+    "--workers": "pictures are read one at a time, in this process",
+    "--update": "released checkpoints are read as they are; scripts/model_convert.py writes them anew",
+}
+"""Options of YOLOv5 and its relatives that are not offered → what to do instead."""
+
+
+def build_detect_parser() -> Parser:
+    """The command line of detection."""
+    parser = Parser(DESCRIPTION, REFUSED, prog="detect.py")
+    parser.add_argument(
+        "--weights",
+        default="weights/sample_yolov5n.pt",
+        metavar="PATH",
+        help="checkpoint: ours or a released one",
+    )
+    parser.add_argument(
+        "--source",
+        default="data/images",
+        metavar="PATH",
+        help="image, folder (with all below it), glob, .txt list or video",
+    )
+    add_image_size_argument(parser)
+    _add_threshold_arguments(parser)
+    add_model_arguments(parser)
+    add_run_arguments(parser, "detect")
+    _add_output_arguments(parser)
+    _add_device_arguments(parser)
+    return parser
+
+
+def _add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("detection")
+    group.add_argument(
+        "--conf-thres", type=probability, default=0.25, metavar="P", help="lowest score that is kept, 0-1"
+    )
+    group.add_argument(
+        "--iou-thres",
+        type=probability,
+        default=0.45,
+        metavar="P",
+        help="of two boxes of a class that overlap more than this, 0-1, the better stays",
+    )
+    group.add_argument(
+        "--max-det",
+        type=positive_int,
+        default=500,
+        metavar="N",
+        help="at most this many detections per image",
+    )
+    group.add_argument(
+        "--classes",
+        type=non_negative_int,
+        nargs="+",
+        metavar="N",
+        help="keep only classes with these numbers: --classes 0 3",
+    )
+    group.add_argument(
+        "--agnostic-nms", action="store_true", help="boxes of different classes suppress each other too"
+    )
+    group.add_argument(
+        "--augment",
+        action="store_true",
+        help="test-time augmentation: three views, merged (slower)",
+    )
+
+
+def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("pictures and files")
+    group.add_argument(
+        "--view-cluster",
+        action="store_true",
+        help="also save NAME_cluster.jpg: patches in green, heatmap, and the labels where there are any",
+    )
+    group.add_argument(
+        "--save-txt",
+        action="store_true",
+        help="save labels/NAME.txt, Darknet format (class cx cy w h, shares of the image)",
+    )
+    group.add_argument(
+        "--save-conf", action="store_true", help="with --save-txt: the score as a sixth column"
+    )
+    group.add_argument(
+        "--save-crop", action="store_true", help="save what is in each box as crops/CLASS/NAME_NUMBER.jpg"
+    )
+    group.add_argument("--nosave", action="store_true", help="do not save the pictures and videos with boxes")
+    group.add_argument(
+        "--line-thickness",
+        type=positive_int,
+        metavar="PIXELS",
+        help="of the boxes (default: by the size of the image)",
+    )
+    group.add_argument("--hide-labels", action="store_true", help="draw boxes without class names and scores")
+    group.add_argument("--hide-conf", action="store_true", help="draw class names without scores")
+
+
+def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("hardware")
+    group.add_argument(
+        "--device",
+        default="",
+        help="cpu, or a GPU number such as 0 (default: the first GPU, or the CPU when there is none)",
+    )
+    group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
+
+
+def parse_detect_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line (default: this process's); contradictions end it with status 2."""
+    parser = build_detect_parser()
+    options = parser.parse_args(arguments)
+    if options.save_conf and not options.save_txt:
+        parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
+    return options
