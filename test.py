@@ -52,7 +52,7 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
         folder, names, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
     )
     result = evaluate(
-        detector, loader, names, post, augment=args.augment, single_class=args.single_cls, progress=True,
+        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,
         on_batch=outputs.add,
     )  # fmt: skip
     outputs.finish()

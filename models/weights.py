@@ -19,7 +19,7 @@ from utils.checkpoint import (
     sha256_of,
 )
 from utils.config import ModelConfig, config_from_dict
-from utils.pickle_reader import extract_network, read_pickled_checkpoint
+from utils.pickle_reader import read_pickled_network
 
 
 @dataclass
@@ -50,7 +50,7 @@ def read_weights(path: str | Path) -> Weights:
         raise CheckpointError(f"{path}: no such weights file; released ones are listed in weights/README.md")
     if is_own_format(path):
         return own_weights(load_checkpoint(path), str(path))
-    network = extract_network(read_pickled_checkpoint(path))
+    network = read_pickled_network(path)
     state, left_over = rename_released(network.state_dict)
     config = config_of_released(network)
     return Weights(config, state, left_over, {"source": path.name, "sha256": sha256_of(path)})

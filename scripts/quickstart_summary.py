@@ -51,6 +51,7 @@ ROWS = (
     ),
     Row("empty rate (area that is not computed)", "metrics.json", ("selector", "empty_rate"), _share, True),
     Row("GFLOPs per image (2×MAC)", "measure.json", ("gflops_2mac",), "{:.2f}".format),
+    Row("patches per image", "measure.json", ("patches",), "{:.1f}".format, True),
     Row("images per second, end to end", "measure.json", ("fps",), "{:.1f}".format),
 )
 
@@ -82,10 +83,15 @@ def read_run(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def look_up(contents: Mapping[str, Mapping[str, Any]], row: Row) -> float | None:
-    """The number of a row, or None when the file lacks it or holds null (nothing to measure)."""
+    """The number of a row, or None when the file lacks it or holds null (nothing to measure).
+
+    Where a file gives a spread over the images (a mapping with "mean"), the number is its mean.
+    """
     value: Any = contents[row.file]
     for key in row.keys:
         value = value.get(key) if isinstance(value, dict) else None
+    if isinstance(value, dict):
+        value = value.get("mean")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value)

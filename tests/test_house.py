@@ -370,6 +370,7 @@ def options_without_help(text: str) -> list[str]:
     return bare
 
 
+@pytest.mark.timeout(600)
 @each(command_lines())
 def test_help_works_anywhere_and_explains_every_flag(
     path: Path, help_texts: dict[Path, subprocess.CompletedProcess[str]]

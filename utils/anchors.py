@@ -86,11 +86,13 @@ def _best_clusters(points: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
 
 
 def _far_apart(points: npt.NDArray[Any], n: int, rng: np.random.Generator) -> npt.NDArray[Any]:
-    """n different points to start from, likelier the farther they are from those before (k-means++)."""
+    """Different points, n of them, to start from, likelier the farther they are from those before (k-means++)."""
     chosen = [points[rng.integers(len(points))]]
     distance = np.full(len(points), np.inf)
     while len(chosen) < n:
         distance = np.minimum(distance, np.square(points - chosen[-1]).sum(axis=1))
+        if not distance.any():
+            raise ValueError(f"the box sizes do not fall into {n} groups: set the anchors by hand")
         chosen.append(points[rng.choice(len(points), p=distance / distance.sum())])
     return np.array(chosen)
 

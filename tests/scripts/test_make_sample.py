@@ -397,18 +397,35 @@ def test_objects_do_not_stand_in_each_other() -> None:
     assert scene.add_object(VAN, 0.0, 8.0, 0.0)
 
 
-def test_ignored_region_covers_its_crowd_and_takes_no_object() -> None:
-    empty = plain_scene().finish()
-    scene = plain_scene()
+def add_crowd(scene: Scene) -> None:
+    """Ten people who count as one ignored region."""
     crowd = [(PEDESTRIAN, x, y, 0.0) for x in np.arange(-6.0, 7.0, 3.0) for y in (8.0, 10.0)]
     scene.add_ignored_region(np.array([[-7.0, 7.0], [7.0, 7.0], [7.0, 11.0], [-7.0, 11.0]]), crowd)
-    assert not scene.add_object(CAR, 0.0, 9.0, 0.0)
+
+
+def test_ignored_region_covers_its_crowd() -> None:
+    empty = plain_scene().finish()
+    scene = plain_scene()
+    add_crowd(scene)
     picture = scene.finish()
     (annotation,) = picture.annotations
     assert (annotation.category, annotation.score) == (IGNORED_REGION, 0)
     left, top, right, bottom = corners(annotation)
     seen = changed_box(picture, empty, least=3)
     assert left - 1 <= seen[0] and top - 1 <= seen[1] and seen[2] <= right + 1 and seen[3] <= bottom + 1
+
+
+def test_no_object_touches_an_ignored_region() -> None:
+    tops = []
+    for pixel in range(45, 75):
+        scene = plain_scene()
+        add_crowd(scene)
+        x, y = scene.camera.ground_at(np.array([[100.0, pixel]]))[0].tolist()
+        scene.add_object(CAR, x, y, 0.0)
+        region, *cars = scene.finish().annotations
+        tops += [car.y - (region.y + region.h) for car in cars]
+    assert 0 < len(tops) < 30
+    assert 0 <= min(tops) <= 2
 
 
 def test_others_do_not_count() -> None:

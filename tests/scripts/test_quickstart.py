@@ -58,7 +58,7 @@ def test_table_has_both_columns(
     summary: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     esod = write_run(tmp_path / "esod")
-    dense = write_run(tmp_path / "dense", measure=MEASURE | {"gflops_2mac": 11.0, "fps": 8.0})
+    dense = write_run(tmp_path / "dense", measure=MEASURE | {"gflops_2mac": {"mean": 11.0}, "fps": 8.0})
     assert summary.main(["--esod", str(esod), "--dense", str(dense)]) == 0
     printed = capsys.readouterr()
     table = cells(printed.out)
@@ -67,6 +67,7 @@ def test_table_has_both_columns(
     assert table["missing rate"] == ["–", "1.2 %"]
     assert table["empty rate"] == ["–", "50.0 %"]
     assert table["GFLOPs per image"] == ["11.00", "5.68"]
+    assert table["patches per image"] == ["–", "20.5"]
     assert table["images per second, end to end"] == ["8.0", "12.3"]
     assert printed.err == ""
 

@@ -402,6 +402,19 @@ def test_results_without_numbers_are_named(tmp_path: Path, rows: list[list[objec
     assert not (tmp_path / "results.png").exists()
 
 
+def test_columns_are_read_without_spaces_and_gaps_stay_gaps(tmp_path: Path) -> None:
+    rows: list[list[object]] = [
+        ["  epoch ", " AP ", "note"],
+        [" 0", " 0.5 ", "x"],
+        [1, " "],
+        ["", 3],
+        [2, "0.75"],
+    ]
+    names, values = plots._read_columns(results_file(tmp_path / "results.csv", rows))
+    assert names == ["epoch", "AP"]
+    np.testing.assert_array_equal(values, [[0, 0.5], [1, np.nan], [2, 0.75]])
+
+
 def test_real_image_with_its_labels(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "VisDrone" / "VisDrone2019-DET-val"
     source = sorted((folder / "images").glob("*.jpg"))[0]

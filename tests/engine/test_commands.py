@@ -1,0 +1,142 @@
+"""test.py, detect.py, the converters: the command lines on a small drawn dataset with an untrained model."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from models.esod import build_model
+from tests.conftest import RunCommand
+from utils.checkpoint import save_checkpoint
+from utils.config import DatasetConfig, ModelConfig, config_from_dict, config_to_dict, load_config
+
+
+@pytest.fixture(scope="module")
+def weights(tiny_dataset: Path) -> Path:
+    """An untrained ESOD whose heatmap lights up on some cells."""
+    dataset = load_config(DatasetConfig, tiny_dataset)
+    plain = yaml.safe_load((tiny_dataset.parent / "model.yaml").read_text())
+    config = config_from_dict(
+        ModelConfig, plain | {"num_classes": dataset.nc, "names": dataset.names, "anchors": dataset.anchors_for(256)}
+    )
+    torch.manual_seed(1)
+    model = build_model(config)
+    assert model.seeker is not None
+    torch.nn.init.normal_(model.seeker.predict.weight, std=40.0)
+    torch.nn.init.zeros_(model.seeker.predict.bias)
+    path = tiny_dataset.parent / "weights.pt"
+    save_checkpoint(path, {"config": config_to_dict(config), "model": model.state_dict(), "names": config.names})
+    return path
+
+
+@pytest.fixture
+def common(tiny_dataset: Path, weights: Path, tmp_path: Path) -> list[object]:
+    return ["--weights", weights, "--img-size", "160", "--device", "cpu", "--project", tmp_path]
+
+
+def test_accuracy(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand) -> None:
+    result = run_command(
+        "test.py", "--data", tiny_dataset, *common, "--save-txt", "--save-conf", "--save-json", "--workers", 0
+    )
+    assert result.status == 0, result.err
+    metrics = json.loads((tmp_path / "exp" / "metrics.json").read_text())
+    assert 0 <= metrics["detection"]["ap"] <= 1 and 0 < metrics["selector"]["occupancy"]
+    assert metrics["detection"]["images"] == 4
+    names = [p.name for p in (tmp_path / "exp").iterdir()]
+    assert {"predictions.json", "confusion_matrix.png", "batch0_labels.jpg", "batch0_predictions.jpg"} <= set(names)
+    assert len(list((tmp_path / "exp" / "labels").iterdir())) == 4, "a file per image, also without detections"
+    assert "not comparable" in result.out, "the note of the dataset stands beside its scores"
+
+
+@pytest.mark.parametrize("extra", [["--slicer", "none"], ["--slicer", "greedy", "--head", "sparse"], ["--max-patches", 3],
+                                   ["--augment"], ["--half"], ["--single-cls"], ["--task", "train"], ["--batch-size", 1]])  # fmt: skip
+def test_modes(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand, extra: list[object]) -> None:
+    result = run_command("test.py", "--data", tiny_dataset, *common, "--workers", 0, *extra)
+    assert result.status == 0, result.err
+    selector = json.loads((tmp_path / "exp" / "metrics.json").read_text())["selector"]
+    if extra[0] == "--slicer" and extra[1] == "none":
+        assert selector["occupancy"] == 1 and selector["missing_rate"] == 0
+    if extra[0] == "--max-patches":
+        assert selector["patches_per_image"] <= 3
+
+
+def test_measure_varies_with_the_patches(
+    tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
+    cost = {}
+    for name, extra in (("esod", []), ("dense", ["--slicer", "none"]), ("few", ["--max-patches", 2])):
+        arguments = ["--task", "measure", "--batch-size", 1, "--name", name, *extra]
+        result = run_command("test.py", "--data", tiny_dataset, *common, *arguments)
+        assert result.status == 0, result.err
+        cost[name] = json.loads((tmp_path / name / "measure.json").read_text())
+    assert cost["few"]["gflops_2mac"]["mean"] < cost["esod"]["gflops_2mac"]["mean"] < cost["dense"]["gflops_2mac"]["mean"] * 1.3
+    assert cost["esod"]["gflops_2mac"]["least"] < cost["esod"]["gflops_2mac"]["most"], "cost differs between images"
+    assert cost["esod"]["gmacs"]["mean"] == pytest.approx(cost["esod"]["gflops_2mac"]["mean"] / 2, rel=1e-6)
+    assert cost["esod"]["fps"] > 0 and set(cost["esod"]["stages_ms"]) >= {"stem", "seeker", "slicer", "deep", "head", "nms"}
+
+
+def test_speed_task_measures_time(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand) -> None:
+    result = run_command("test.py", "--data", tiny_dataset, *common, "--task", "speed", "--batch-size", 2)
+    assert result.status == 0 and "FPS" in result.out
+    assert json.loads((tmp_path / "exp" / "speed.json").read_text())["fps"] > 0
+
+
+@pytest.mark.parametrize("extra", [[], ["--slicer", "none"], ["--head", "sparse", "--augment"], ["--heatmap-thres", "1.0"]])
+def test_detect(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand, extra: list[object]) -> None:
+    source = tiny_dataset.parent / "VisDrone2019-DET-val" / "images"
+    result = run_command("detect.py", *common, "--source", source, "--view-cluster", "--save-txt", "--conf-thres", 0.0, *extra)
+    assert result.status == 0, result.err
+    pictures = list((tmp_path / "exp").rglob("*_cluster.jpg"))
+    assert len(pictures) == 4
+    assert cv2.imread(str(pictures[0])) is not None
+
+
+def test_detect_list_video_and_no_patch(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand) -> None:
+    result = run_command("detect.py", *common, "--source", tiny_dataset.parent / "list.txt")
+    assert result.status == 0, result.err
+    video = tmp_path / "video.avi"
+    writer = cv2.VideoWriter(str(video), cv2.VideoWriter_fourcc(*"MJPG"), 10, (160, 96))
+    for value in (0, 80, 160):
+        writer.write(np.full((96, 160, 3), value, np.uint8))
+    writer.release()
+    result = run_command("detect.py", *common, "--source", video, "--view-cluster", "--heatmap-thres", "1.0")
+    assert result.status == 0, result.err
+
+
+def test_a_malicious_file_is_refused_everywhere(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    marker = tmp_path / "executed"
+
+    class Malice:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (open, (str(marker), "w"))
+
+    bad = tmp_path / "bad.pt"
+    torch.save({"model": Malice()}, bad)
+    bare = tmp_path / "bare.pt"
+    bare.write_bytes(pickle.dumps(Malice()))
+    text = tmp_path / "text.pt"
+    text.write_text("not a checkpoint")
+    for path in (bad, bare, text):
+        for line in (
+            ["test.py", "--data", tiny_dataset, "--weights", path, "--project", tmp_path],
+            ["detect.py", "--source", tiny_dataset.parent, "--weights", path, "--project", tmp_path],
+            ["train.py", "--data", tiny_dataset, "--cfg", tiny_dataset.parent / "model.yaml", "--weights", path, "--project", tmp_path, "--device", "cpu"],
+            ["scripts/model_convert.py", "--weights", path, "--output", tmp_path / "out.pt"],
+        ):  # fmt: skip
+            result = run_command(*line)
+            assert result.status == 1 and str(path) in result.err, line[0]
+            assert not marker.exists()
+
+
+def test_wrong_number_of_classes_is_told(tiny_dataset: Path, weights: Path, tmp_path: Path, run_command: RunCommand) -> None:
+    data = yaml.safe_load(tiny_dataset.read_text()) | {"nc": 1, "names": ["car"]}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(data))
+    result = run_command("test.py", "--data", tmp_path / "one.yaml", "--weights", weights, "--device", "cpu", "--project", tmp_path)
+    assert result.status == 1 and "10 classes" in result.err
