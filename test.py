@@ -1,7 +1,7 @@
 """Test a detector: accuracy and patch selection on a dataset, or its cost.
 
-    python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536
-    python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --task measure
+python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536
+python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --task measure
 """
 
 from __future__ import annotations

@@ -32,7 +32,9 @@ def main() -> None:
             save_options(run)
         get_logger().info(f"training on {run.device}; results go to {run.folder}")
         fit(run)
-        get_logger().info(f"done: {run.folder / 'weights' / 'best.pt'}; curves in {run.folder / 'results.png'}")
+        get_logger().info(
+            f"done: {run.folder / 'weights' / 'best.pt'}; curves in {run.folder / 'results.png'}"
+        )
     finally:
         cleanup()
 
@@ -62,7 +64,9 @@ def resumed_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
 
 def train_config(args: argparse.Namespace) -> TrainConfig:
     """The options as plain data."""
-    values: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)}
+    values: dict[str, Any] = {
+        f.name: getattr(args, f.name) for f in fields(TrainConfig) if hasattr(args, f.name)
+    }
     values["weights"] = str(args.weights or "")
     size = args.img_size
     values["img_size"] = size if isinstance(size, int) else list(size)

@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from evaluate.detection import DetectionEvaluator, DetectionMetrics
-from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from engine.outputs import head_anchors, image_heatmap, image_patches, true_boxes
 from engine.views import decode_views
+from evaluate.detection import DetectionEvaluator, DetectionMetrics
+from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
 from utils.data import Batch, ImageMeta

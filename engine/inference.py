@@ -83,7 +83,11 @@ class Detector:
         if not images:
             return []
         config = PostprocessConfig(
-            conf_thres, iou_thres, max_det, agnostic=agnostic, classes=None if classes is None else tuple(classes)
+            conf_thres,
+            iou_thres,
+            max_det,
+            agnostic=agnostic,
+            classes=None if classes is None else tuple(classes),
         )
         timer = StageTimer(self.device)
         with timer.frame(len(images)):
@@ -98,7 +102,9 @@ class Detector:
                 found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
         times = {name: stage.mean_ms for name, stage in timer.summary().stages.items()}
         return [
-            Prediction(detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, times)
+            Prediction(
+                detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, times
+            )
             for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
         ]
 
@@ -143,9 +149,7 @@ def load_model(
     return Detector(model, names, chosen)
 
 
-def common_letterboxes(
-    sizes: Sequence[tuple[int, ...]], img_size: int | tuple[int, int]
-) -> list[Letterbox]:
+def common_letterboxes(sizes: Sequence[tuple[int, ...]], img_size: int | tuple[int, int]) -> list[Letterbox]:
     """Letterboxes of images of sizes (height, width) into one common input shape."""
     shapes = [letterbox_shape((h, w), img_size) for h, w in sizes]
     common = (max(h for h, _ in shapes), max(w for _, w in shapes))

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.outputs import head_anchors
 from engine.inference import Detector
+from engine.outputs import head_anchors
 from models.decode import PostprocessConfig, postprocess
 from models.esod import NO_TIMER
 from utils.data import Batch

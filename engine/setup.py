@@ -41,10 +41,10 @@ from utils.data import (
     resolve_split,
 )
 from utils.dist import DistInfo, main_process_first, sum_over_processes
+from utils.draw import save_image
 from utils.environment import environment_report
 from utils.logger import get_logger
 from utils.mosaic import mosaic_picture
-from utils.sampling import EpochBatchSampler
 from utils.optim import (
     EarlyStopping,
     LearningRate,
@@ -54,7 +54,7 @@ from utils.optim import (
     freeze,
     scaled_weight_decay,
 )
-from utils.draw import save_image
+from utils.sampling import EpochBatchSampler
 
 LEAST_ANCHOR_RECALL = 0.98
 """Below this best possible recall new anchors are computed, unless --noautoanchor."""
@@ -97,7 +97,9 @@ class TrainingRun:
         if self.config.image_weights:
             sampler = self.train_loader.batch_sampler
             assert isinstance(sampler, EpochBatchSampler)
-            sampler.weights = draw_weights(self.train_data, class_counts(self.train_data, self.dataset.nc), class_ap)
+            sampler.weights = draw_weights(
+                self.train_data, class_counts(self.train_data, self.dataset.nc), class_ap
+            )
 
     def batch_pictures(self) -> list[Path]:
         """Draw the first training batches with their boxes and label heatmaps; returns the files."""
@@ -147,12 +149,27 @@ def build_run(
         anchors = check_anchors(model_config.anchors, sizes, hyp, automatic)
         model_config = replace(model_config, anchors=anchors)
     model = build_model(model_config)
-    provenance: dict[str, Any] = {"environment": environment_report(), "data": dataset_fingerprint(train_data.images)}
+    provenance: dict[str, Any] = {
+        "environment": environment_report(),
+        "data": dataset_fingerprint(train_data.images),
+    }
     if initial is not None:
         get_logger().info(f"initial weights {weights}: {initialise(model, initial).summary()}")
         provenance["initial_weights"] = {**initial.provenance, "file": str(weights)}
     return _assemble(
-        config, hyp, overrides, dataset, folder, dist, device, model, train_data, train_loader, val_loader, provenance, resume
+        config,
+        hyp,
+        overrides,
+        dataset,
+        folder,
+        dist,
+        device,
+        model,
+        train_data,
+        train_loader,
+        val_loader,
+        provenance,
+        resume,
     )
 
 
@@ -313,7 +330,9 @@ def save_options(run: TrainingRun) -> None:
         "dataset": config_to_dict(run.dataset),
         "provenance": run.provenance,
     }
-    (run.folder / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    (run.folder / "config.yaml").write_text(
+        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def mosaic_of_batch(batch: Batch, names: list[str]) -> Any:
@@ -344,7 +363,9 @@ def resolve_model(
     elif initial is not None:
         base = initial.config
     else:
-        raise ConfigError("--cfg is empty and there are no initial weights: give --cfg models/cfg/yolov5s.yaml")
+        raise ConfigError(
+            "--cfg is empty and there are no initial weights: give --cfg models/cfg/yolov5s.yaml"
+        )
     base = overrides.apply(replace(base, names=[], num_classes=dataset.nc))
     if base.slicer.algorithm == "none":
         base = replace(base, seeker=SeekerConfig(kind="none"), head=replace(base.head, sparse=False))
@@ -376,7 +397,9 @@ def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bo
     new_recall, _ = best_possible_recall(sizes_px, better, hyp.anchor_t)
     if new_recall <= recall:
         return anchors
-    log.info(f"anchors: replaced by k-means of the labels (recall {new_recall:.4f}; keep yours with --noautoanchor)")
+    log.info(
+        f"anchors: replaced by k-means of the labels (recall {new_recall:.4f}; keep yours with --noautoanchor)"
+    )
     return better
 
 

@@ -10,10 +10,10 @@ from engine.outputs import image_heatmap, image_patches, true_boxes
 from evaluate.detection import DetectionMetrics
 from models.esod import ESODOutput
 from models.slicer import STRIDE
-from utils.plots import plot_confusion_matrix, plot_curves
 from utils.data import Batch
 from utils.draw import draw_patches, save_image, to_image
 from utils.mosaic import mosaic_picture
+from utils.plots import plot_confusion_matrix, plot_curves
 from utils.results import Detections
 from utils.writers import CocoJsonWriter, OutputNames, write_darknet
 
@@ -26,7 +26,9 @@ class TestOutputs:
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
-    def __init__(self, folder: Path, names: list[str], *, save_txt: bool, save_conf: bool, save_json: bool) -> None:
+    def __init__(
+        self, folder: Path, names: list[str], *, save_txt: bool, save_conf: bool, save_json: bool
+    ) -> None:
         self.folder = folder
         self.names = names
         self.save_txt = save_txt
@@ -58,12 +60,16 @@ class TestOutputs:
         count = len(batch.images)
         images = [to_image(image) for image in batch.images]
         true = [true_boxes(batch, i) for i in range(count)]
-        labels = mosaic_picture(images, [b.numpy() for b, _ in true], [c.numpy() for _, c in true], None, self.names)
+        labels = mosaic_picture(
+            images, [b.numpy() for b, _ in true], [c.numpy() for _, c in true], None, self.names
+        )
         save_image(self.folder / f"batch{self.batches}_labels.jpg", labels)
         shown = [d.to("cpu").select(d.score.cpu() >= SHOWN_SCORE) for d in found]
         boxes = [m.letterbox.to_input(d.xyxy).numpy() for d, m in zip(shown, batch.metas, strict=True)]
         heatmaps = [image_heatmap(output, i) for i in range(count)]
-        framed = [draw_patches(image, (image_patches(output, i) * STRIDE).numpy()) for i, image in enumerate(images)]
+        framed = [
+            draw_patches(image, (image_patches(output, i) * STRIDE).numpy()) for i, image in enumerate(images)
+        ]
         predictions = mosaic_picture(
             framed,
             boxes,

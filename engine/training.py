@@ -19,7 +19,7 @@ from engine.evaluation import Evaluation, evaluate
 from engine.setup import TrainingRun
 from engine.state import load_state, save_state, write_best
 from models.decode import PostprocessConfig
-from models.esod import MAX_STRIDE, ESOD
+from models.esod import ESOD, MAX_STRIDE
 from models.loss import DetectionLoss
 from models.training_patches import resize_label, training_selector
 from utils.config import HypConfig, SlicerConfig
@@ -140,12 +140,24 @@ def fit(run: TrainingRun) -> Path:
     log = get_logger()
     start_epoch = load_state(run) if run.resume is not None else 0
     settings = StepSettings(
-        run.hyp, run.model.config.slicer, run.device, run.amp_dtype, run.accumulate, run.config.multi_scale, run.config.seed
+        run.hyp,
+        run.model.config.slicer,
+        run.device,
+        run.amp_dtype,
+        run.accumulate,
+        run.config.multi_scale,
+        run.config.seed,
     )
-    logger = build_train_logger(run.folder, start_epoch if run.resume is not None else None) if run.dist.is_main else None
+    logger = (
+        build_train_logger(run.folder, start_epoch if run.resume is not None else None)
+        if run.dist.is_main
+        else None
+    )
     model: nn.Module = run.model
     if run.dist.world_size > 1:
-        model = DistributedDataParallel(run.model, device_ids=[run.device.index] if run.device.type == "cuda" else None)
+        model = DistributedDataParallel(
+            run.model, device_ids=[run.device.index] if run.device.type == "cuda" else None
+        )
     if logger is not None and run.resume is None:
         for path in run.batch_pictures():
             logger.image(path.stem, path)
@@ -178,7 +190,9 @@ def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, resu
     last = epoch + 1 == run.config.epochs
     evaluation = None
     if run.val_loader is not None and (last or not run.config.notest):
-        evaluation = evaluate(run.ema.module, run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype)
+        evaluation = evaluate(
+            run.ema.module, run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype
+        )
     metrics = _metrics(run, result, evaluation)
     logger.log(epoch, metrics)
     if evaluation is not None:

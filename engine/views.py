@@ -33,7 +33,9 @@ def decode_views(model: ESOD, images: Tensor, first: DecodedBoxes, conf_thres: f
         view = F.interpolate(images.float(), view_hw, mode="bilinear", align_corners=False)
         view = (view.flip(3) if mirrored else view).to(images.dtype)
         decoded = decode(model(view), head_anchors(model), conf_thres)
-        boxes = decoded.cxcywh_px * decoded.cxcywh_px.new_tensor([width / view_hw[1], height / view_hw[0]] * 2)
+        boxes = decoded.cxcywh_px * decoded.cxcywh_px.new_tensor(
+            [width / view_hw[1], height / view_hw[0]] * 2
+        )
         if mirrored:
             boxes[:, 0] = width - boxes[:, 0]
         parts.append(replace(decoded, cxcywh_px=boxes))

@@ -91,7 +91,9 @@ def rename_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], lis
         if match is None or int(match[1]) not in prefixes:
             left_over.append(key)
         elif not IGNORED.search(key):
-            renamed[_join(prefixes[int(match[1])], match[2])] = tensor.float() if tensor.is_floating_point() else tensor
+            renamed[_join(prefixes[int(match[1])], match[2])] = (
+                tensor.float() if tensor.is_floating_point() else tensor
+            )
     return renamed, left_over
 
 
@@ -117,9 +119,14 @@ def _slicer_config(layers: list[Any]) -> SlicerConfig:
         if "HeatMapParser" in str(layer[2]):
             _, patches_per_side, threshold = layer[3]
             return SlicerConfig(
-                algorithm="grid", patches_per_side=int(patches_per_side), threshold=float(threshold), shift="edge"
+                algorithm="grid",
+                patches_per_side=int(patches_per_side),
+                threshold=float(threshold),
+                shift="edge",
             )
-    raise CheckpointError("the checkpoint has a heatmap head but its architecture names no patch selection layer")
+    raise CheckpointError(
+        "the checkpoint has a heatmap head but its architecture names no patch selection layer"
+    )
 
 
 def _spp_kernels(layers: list[Any], after: int) -> list[int]:
@@ -139,4 +146,6 @@ def _anchors(state: Mapping[str, Tensor], head_index: int) -> Anchors:
     key = f"model.{head_index}.anchors"
     if key in state:
         return (state[key].float() * torch.tensor(STRIDES).view(-1, 1, 1)).tolist()  # type: ignore[no-any-return]
-    raise CheckpointError(f"the checkpoint has no anchors (looked for model.{head_index}.anchor_grid and .anchors)")
+    raise CheckpointError(
+        f"the checkpoint has no anchors (looked for model.{head_index}.anchor_grid and .anchors)"
+    )

@@ -44,7 +44,9 @@ class PostprocessConfig:
     classes: tuple[int, ...] | None = None
 
 
-def decode_boxes(raw_box: Tensor, position: Tensor, corner_px: Tensor, anchors_px: Tensor, stride: int) -> Tensor:
+def decode_boxes(
+    raw_box: Tensor, position: Tensor, corner_px: Tensor, anchors_px: Tensor, stride: int
+) -> Tensor:
     """YOLOv5's box decoding, with the patch corner added.
 
     xy = (2σ(t) − 0.5 + grid)·stride + corner, wh = (2σ(t))²·anchor.
@@ -72,7 +74,9 @@ def decode_level(level: LevelOutput, anchors_px: Tensor, patches: Patches) -> De
     cxcywh = decode_boxes(raw[..., :4], level.position, corner_px, anchors_px, level.stride)
     prob = raw[..., 4:].sigmoid()
     image_index = patches.image_index[patch].repeat_interleave(raw.shape[1])
-    return DecodedBoxes(image_index, cxcywh.flatten(0, 1), prob[..., 0].flatten(), prob[..., 1:].flatten(0, 1))
+    return DecodedBoxes(
+        image_index, cxcywh.flatten(0, 1), prob[..., 0].flatten(), prob[..., 1:].flatten(0, 1)
+    )
 
 
 def decode(output: ESODOutput, anchors: Tensor, conf_thres: float | None = None) -> DecodedBoxes:
@@ -106,13 +110,17 @@ def postprocess(
     return [suppress(decoded, index, letterbox, config) for index, letterbox in enumerate(letterboxes)]
 
 
-def suppress(decoded: DecodedBoxes, image: int, letterbox: Letterbox, config: PostprocessConfig) -> Detections:
+def suppress(
+    decoded: DecodedBoxes, image: int, letterbox: Letterbox, config: PostprocessConfig
+) -> Detections:
     """Non-maximum suppression of one image's boxes, and back to original pixels, clipped to the image."""
     boxes_px, score, label = suppress_px(decoded, image, config)
     return Detections(letterbox.to_original(boxes_px), score, label)
 
 
-def suppress_px(decoded: DecodedBoxes, image: int, config: PostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
+def suppress_px(
+    decoded: DecodedBoxes, image: int, config: PostprocessConfig
+) -> tuple[Tensor, Tensor, Tensor]:
     """Non-maximum suppression of one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
     rows = (decoded.image_index == image) & (decoded.objectness > config.conf_thres)
     return non_max_suppression(

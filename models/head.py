@@ -63,15 +63,24 @@ class DecoupledLevel(nn.Module):
         x = self.stem(features)
         grid_hw = (x.shape[2], x.shape[3])
         if position is None:
-            maps = [self.reg_pred(reg := self.reg_conv(x)), self.obj_pred(reg), self.cls_pred(self.cls_conv(x))]
+            maps = [
+                self.reg_pred(reg := self.reg_conv(x)),
+                self.obj_pred(reg),
+                self.cls_pred(self.cls_conv(x)),
+            ]
             rows = [m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]
             position = all_positions(len(x), grid_hw, x.device)
         else:
             near = gather_neighbourhoods(x, position)
             reg, cls = self.reg_conv.forward_rows(near), self.cls_conv.forward_rows(near)
-            rows = [_predict_rows(p, r) for p, r in ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))]
+            rows = [
+                _predict_rows(p, r)
+                for p, r in ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))
+            ]
         sizes = (4, 1, self.num_classes)
-        raw = torch.cat([r.unflatten(1, (self.num_anchors, n)) for r, n in zip(rows, sizes, strict=True)], dim=2)
+        raw = torch.cat(
+            [r.unflatten(1, (self.num_anchors, n)) for r, n in zip(rows, sizes, strict=True)], dim=2
+        )
         return LevelOutput(raw, position, self.stride, grid_hw)
 
 
@@ -86,7 +95,9 @@ class SingleLevel(nn.Module):
     def forward(self, features: Tensor, position: Tensor | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere."""
         if position is not None:
-            raise ValueError("the single-convolution head is always dense: use head.kind 'decoupled' for --head sparse")
+            raise ValueError(
+                "the single-convolution head is always dense: use head.kind 'decoupled' for --head sparse"
+            )
         grid_hw = (features.shape[2], features.shape[3])
         rows = self.predict(features).permute(0, 2, 3, 1).flatten(0, 2)
         raw = rows.unflatten(1, (self.num_anchors, -1))

@@ -40,7 +40,9 @@ class Conv(nn.Module):
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.03)
         self.act = nn.SiLU(inplace=True)
 
@@ -104,7 +106,9 @@ class C3(nn.Module):
 class SPP(nn.Module):
     """Spatial pyramid pooling: parallel max-pools of several sizes. [B,in,H,W] → [B,out,H,W]."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernels: Sequence[int], eps: float = 1e-5) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, kernels: Sequence[int], eps: float = 1e-5
+    ) -> None:
         super().__init__()
         hidden = in_channels // 2
         self.kernels = tuple(kernels)

@@ -112,7 +112,9 @@ class DetectionLoss(nn.Module):
         losses["total"] = torch.stack(list(losses.values())).sum() * counts[-1] * self.world_size
         return losses
 
-    def _level(self, level: LevelOutput, anchors_px: Tensor, targets: PatchTargets) -> tuple[Mean, Mean, Mean]:
+    def _level(
+        self, level: LevelOutput, anchors_px: Tensor, targets: PatchTargets
+    ) -> tuple[Mean, Mean, Mean]:
         """Box, objectness and class terms of one level."""
         raw = level.raw.float()
         objectness = torch.zeros_like(raw[..., 4])

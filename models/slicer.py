@@ -43,7 +43,9 @@ class Patches:
     def to(self, device: torch.device) -> Patches:
         """The same patches on another device."""
         return Patches(
-            self.image_index.to(device, non_blocking=True), self.xyxy_cell.to(device, non_blocking=True), self.size_cell
+            self.image_index.to(device, non_blocking=True),
+            self.xyxy_cell.to(device, non_blocking=True),
+            self.size_cell,
         )
 
 
@@ -120,7 +122,9 @@ def slice_grid(prob: Tensor, config: SlicerConfig) -> Candidates:
     shift_x = _shift(active.any(dim=3), config.shift)
     shift_y = _shift(active.any(dim=4), config.shift)
     corner_x = (torch.arange(columns, device=prob.device) * size_x + shift_x).clamp(0, width - size_x)
-    corner_y = (torch.arange(rows, device=prob.device).view(-1, 1) * size_y + shift_y).clamp(0, height - size_y)
+    corner_y = (torch.arange(rows, device=prob.device).view(-1, 1) * size_y + shift_y).clamp(
+        0, height - size_y
+    )
 
     corner_x, corner_y, keep = corner_x.flatten(1), corner_y.flatten(1), keep.flatten(1)
     if config.shift == "center":
@@ -151,7 +155,11 @@ def slice_greedy(prob: Tensor, config: SlicerConfig) -> Candidates:
     image_index: list[int] = []
     for image in range(batch):
         chosen = _greedy_corners(
-            (prob[image, 0] >= config.threshold).numpy(), peaks[image, 0].numpy(), mass[image, 0].numpy(), size, config
+            (prob[image, 0] >= config.threshold).numpy(),
+            peaks[image, 0].numpy(),
+            mass[image, 0].numpy(),
+            size,
+            config,
         )
         corners += chosen
         image_index += [image] * len(chosen)

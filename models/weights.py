@@ -63,7 +63,9 @@ def own_weights(data: dict[str, Any], where: str) -> Weights:
         raise CheckpointError(f"{where}: no {' and no '.join(missing)} in this checkpoint: it is incomplete")
     state = data.get("ema") or data["model"]
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    return Weights(config_from_dict(ModelConfig, data["config"]), state, [], dict(data.get("provenance") or {}))
+    return Weights(
+        config_from_dict(ModelConfig, data["config"]), state, [], dict(data.get("provenance") or {})
+    )
 
 
 def model_from_weights(weights: Weights, where: str) -> ESOD:
@@ -74,7 +76,9 @@ def model_from_weights(weights: Weights, where: str) -> ESOD:
     """
     model = build_model(weights.config)
     report = match_state_dict(weights.state_dict, model.state_dict())
-    missing = [key for key in report.missing if not key.endswith("num_batches_tracked") and key != "head.anchors"]
+    missing = [
+        key for key in report.missing if not key.endswith("num_batches_tracked") and key != "head.anchors"
+    ]
     if missing or report.unexpected or report.shape_mismatch:
         raise CheckpointError(
             f"{where} does not hold a complete detector: {report.summary()}\n"

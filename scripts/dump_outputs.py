@@ -50,16 +50,24 @@ def main() -> None:
     if output.heatmap_logits is not None:
         arrays["heatmap_logits"] = output.heatmap_logits
     np.savez_compressed(args.output, **{name: array.numpy() for name, array in arrays.items()})
-    print(f"{args.output}: {len(output.patches)} patches, {len(arrays['decoded'])} boxes, {len(score)} detections")
+    print(
+        f"{args.output}: {len(output.patches)} patches, {len(arrays['decoded'])} boxes, {len(score)} detections"
+    )
 
 
 def build_parser() -> Parser:
     """The parser of this script."""
     parser = Parser("Write heatmap, patches, decoded boxes and detections of one image to an .npz file.")
-    parser.add_argument("--weights", required=True, metavar="PT", help="checkpoint, this project's or a released one")
-    parser.add_argument("--image", required=True, metavar="FILE", help="image with sides that are multiples of 32")
+    parser.add_argument(
+        "--weights", required=True, metavar="PT", help="checkpoint, this project's or a released one"
+    )
+    parser.add_argument(
+        "--image", required=True, metavar="FILE", help="image with sides that are multiples of 32"
+    )
     parser.add_argument("--output", required=True, metavar="NPZ", help="file to write")
-    parser.add_argument("--conf-thres", type=probability, default=0.3, metavar="P", help="least score of a detection")
+    parser.add_argument(
+        "--conf-thres", type=probability, default=0.3, metavar="P", help="least score of a detection"
+    )
     parser.add_argument("--iou-thres", type=probability, default=0.5, metavar="P", help="suppression overlap")
     parser.add_argument("--max-det", type=positive_int, default=1000, metavar="N", help="most detections")
     add_model_arguments(parser)
@@ -74,7 +82,9 @@ def decoded_rows(model: ESOD, output: ESODOutput) -> Tensor:
         rows = torch.cat((boxes.cxcywh_px, boxes.objectness[:, None], boxes.class_prob), dim=1)
         if not model.config.head.sparse:
             num_anchors = len(anchors_px)
-            rows = rows.view(len(output.patches), -1, num_anchors, rows.shape[1]).transpose(1, 2).flatten(0, 2)
+            rows = (
+                rows.view(len(output.patches), -1, num_anchors, rows.shape[1]).transpose(1, 2).flatten(0, 2)
+            )
         parts.append(rows)
     return torch.cat(parts)
 

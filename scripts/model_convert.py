@@ -37,13 +37,17 @@ def main() -> None:
     share = taken / max(sum(tensor.numel() for tensor in weights.state_dict.values()), 1)
     print(f"{share:.1%} of the source's numbers are used")
     if share < args.min_match:
-        raise CheckpointError(f"{args.weights}: only {share:.1%} matched, less than --min-match {args.min_match:.0%}")
+        raise CheckpointError(
+            f"{args.weights}: only {share:.1%} matched, less than --min-match {args.min_match:.0%}"
+        )
     save_checkpoint(
         args.output,
         {
             "config": config_to_dict(config),
             "names": config.names,
-            "model": {name: weights.state_dict[name].half() for name in report.matched if name != "head.anchors"},
+            "model": {
+                name: weights.state_dict[name].half() for name in report.matched if name != "head.anchors"
+            },
             "provenance": {
                 "source": Path(args.weights).name,
                 "sha256": sha256_of(args.weights),
@@ -82,7 +86,11 @@ def build_parser() -> Parser:
         help="plain YOLOv5 only: keep its own head and classes, as a dense detector (test it with --slicer none)",
     )
     parser.add_argument(
-        "--min-match", type=probability, default=0.5, metavar="P", help="fail when less of the source is used (0-1)"
+        "--min-match",
+        type=probability,
+        default=0.5,
+        metavar="P",
+        help="fail when less of the source is used (0-1)",
     )
     return parser
 

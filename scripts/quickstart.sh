@@ -55,9 +55,9 @@ step() {
 
 device=()
 if [ -n "${DEVICE:-}" ]; then device=(--device "$DEVICE"); fi
-common=(--batch-size "$BATCH_SIZE" --img-size "$IMAGE_SIZE" --workers "$WORKERS" ${device[@]+"${device[@]}"} --exist-ok)
+common=(--img-size "$IMAGE_SIZE" --workers "$WORKERS" ${device[@]+"${device[@]}"} --project "$RUNS" --exist-ok)
 best=$RUNS/train/weights/best.pt
-testing=(test.py --data data/sample.yaml --weights "$best" --project "$RUNS" "${common[@]}")
+testing=(test.py --data data/sample.yaml --weights "$best" "${common[@]}")
 TOTAL=8
 
 # What an earlier quickstart left must not be taken for this one's.
@@ -68,13 +68,13 @@ step "Prepare them: labels, lists, heatmaps" \
     "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root sample --detect-list "$LIST"
 step "Fine-tune the shipped model for $EPOCHS epochs" \
     "$PYTHON" train.py --data data/sample.yaml --cfg models/cfg/yolov5n.yaml --weights weights/sample_yolov5n.pt \
-    --epochs "$EPOCHS" --project "$RUNS" --name train "${common[@]}"
-step "Test it: accuracy" "$PYTHON" "${testing[@]}" --task val --name test
-step "Test it: what it costs" "$PYTHON" "${testing[@]}" --task measure --name test
+    --epochs "$EPOCHS" --batch-size "$BATCH_SIZE" "${common[@]}" --name train
+step "Test it: accuracy" "$PYTHON" "${testing[@]}" --task val --batch-size "$BATCH_SIZE" --name test
+step "Test it: what it costs" "$PYTHON" "${testing[@]}" --task measure --batch-size 1 --name test
 step "The same weights without slicing: accuracy" \
-    "$PYTHON" "${testing[@]}" --task val --slicer none --name test-dense
+    "$PYTHON" "${testing[@]}" --task val --batch-size "$BATCH_SIZE" --slicer none --name test-dense
 step "The same weights without slicing: what it costs" \
-    "$PYTHON" "${testing[@]}" --task measure --slicer none --name test-dense
+    "$PYTHON" "${testing[@]}" --task measure --batch-size 1 --slicer none --name test-dense
 step "Detect, and show the patches" \
     "$PYTHON" detect.py --weights "$best" --source "$LIST" --img-size "$IMAGE_SIZE" ${device[@]+"${device[@]}"} \
     --view-cluster --line-thickness 1 --project "$RUNS" --name detect --exist-ok

@@ -80,8 +80,28 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny dataset")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for command in (
-        ["scripts/make_sample.py", "--output", root, "--train", 8, "--val", 4, "--width", 256, "--height", 160],
-        ["scripts/data_prepare.py", "--dataset", "VisDrone", "--root", root, "--detect-list", root / "list.txt"],
+        [
+            "scripts/make_sample.py",
+            "--output",
+            root,
+            "--train",
+            8,
+            "--val",
+            4,
+            "--width",
+            256,
+            "--height",
+            160,
+        ],
+        [
+            "scripts/data_prepare.py",
+            "--dataset",
+            "VisDrone",
+            "--root",
+            root,
+            "--detect-list",
+            root / "list.txt",
+        ],
     ):
         line = [sys.executable, *map(str, command), "--workers", "1"]
         subprocess.run(line, check=True, capture_output=True, env=environment, cwd=ROOT)

@@ -98,7 +98,9 @@ class ModelConfig:
                 f"slicer {self.slicer.algorithm!r}: this model has no heatmap head to slice by; use --slicer none"
             )
         if self.head.sparse and (self.head.kind != "decoupled" or self.seeker.kind == "none"):
-            raise ConfigError("sparse head: needs a model with a heatmap head and a decoupled head; use --head dense")
+            raise ConfigError(
+                "sparse head: needs a model with a heatmap head and a decoupled head; use --head dense"
+            )
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
 

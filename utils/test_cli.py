@@ -24,10 +24,14 @@ REFUSED = {
 
 def build_test_parser() -> Parser:
     """The parser of ``test.py``."""
-    parser = Parser("Test a detector on a dataset: accuracy and patch selection, or cost.", REFUSED, prog="test.py")
+    parser = Parser(
+        "Test a detector on a dataset: accuracy and patch selection, or cost.", REFUSED, prog="test.py"
+    )
     group = parser.add_argument_group("what to test, and how")
     group.add_argument("--data", default="data/visdrone.yaml", metavar="YAML", help="dataset")
-    group.add_argument("--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="checkpoint to test")
+    group.add_argument(
+        "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="checkpoint to test"
+    )
     group.add_argument(
         "--task",
         choices=TASKS,
@@ -40,10 +44,18 @@ def build_test_parser() -> Parser:
         "--conf-thres", type=probability, default=0.001, metavar="P", help="least score of a detection (0-1)"
     )
     group.add_argument(
-        "--iou-thres", type=probability, default=0.6, metavar="P", help="boxes overlapping more suppress each other (0-1)"
+        "--iou-thres",
+        type=probability,
+        default=0.6,
+        metavar="P",
+        help="boxes overlapping more suppress each other (0-1)",
     )
-    group.add_argument("--max-det", type=positive_int, default=500, metavar="N", help="most detections per image")
-    group.add_argument("--augment", action="store_true", help="test-time augmentation: three views, merged (slower)")
+    group.add_argument(
+        "--max-det", type=positive_int, default=500, metavar="N", help="most detections per image"
+    )
+    group.add_argument(
+        "--augment", action="store_true", help="test-time augmentation: three views, merged (slower)"
+    )
     group.add_argument("--single-cls", action="store_true", help="count all classes as one")
     group.add_argument("--verbose", action="store_true", help="print every class, also when there are many")
     add_image_size_argument(parser)
@@ -56,6 +68,10 @@ def build_test_parser() -> Parser:
 
 def _add_outputs(parser: Parser) -> None:
     group = parser.add_argument_group("results to save")
-    group.add_argument("--save-txt", action="store_true", help="write a Darknet label file per image into labels/")
+    group.add_argument(
+        "--save-txt", action="store_true", help="write a Darknet label file per image into labels/"
+    )
     group.add_argument("--save-conf", action="store_true", help="with --save-txt: add the score to each line")
-    group.add_argument("--save-json", action="store_true", help="write all detections as COCO results (predictions.json)")
+    group.add_argument(
+        "--save-json", action="store_true", help="write all detections as COCO results (predictions.json)"
+    )

@@ -18,11 +18,11 @@ from tests.conftest import ROOT, RunCommand
 from utils.checkpoint import load_checkpoint
 
 
-def options(data: Path, project: Path, **changes: Any) -> list[str]:
+def options(dataset: Path, project: Path, **changes: Any) -> list[str]:
     """A short training on the CPU in one thread's worth of work."""
     values = {
-        "data": data,
-        "cfg": data.parent / "model.yaml",
+        "data": dataset,
+        "cfg": dataset.parent / "model.yaml",
         "weights": "none",
         "epochs": 2,
         "batch_size": 4,
@@ -47,7 +47,14 @@ def test_a_run_leaves_everything(tiny_dataset: Path, tmp_path: Path, run_command
     result = run_command("train.py", *options(tiny_dataset, tmp_path))
     assert result.status == 0, result.err
     run = tmp_path / "exp"
-    for name in ("results.csv", "results.png", "config.yaml", "train_batch0.jpg", "weights/last.pt", "weights/best.pt"):
+    for name in (
+        "results.csv",
+        "results.png",
+        "config.yaml",
+        "train_batch0.jpg",
+        "weights/last.pt",
+        "weights/best.pt",
+    ):
         assert (run / name).is_file(), name
     assert len((run / "results.csv").read_text().splitlines()) == 3
     assert any(run.glob("events.out.tfevents*")), "TensorBoard"
@@ -57,7 +64,9 @@ def test_a_run_leaves_everything(tiny_dataset: Path, tmp_path: Path, run_command
     assert {t.dtype for t in best["model"].values()} <= {torch.float16, torch.int64}
     assert set(best) == {"model", "config", "names", "provenance"}
     again = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=1, nosave=True))
-    assert again.status == 0 and (tmp_path / "exp2").is_dir(), "a second run on the same data, in a folder of its own"
+    assert again.status == 0 and (tmp_path / "exp2").is_dir(), (
+        "a second run on the same data, in a folder of its own"
+    )
 
 
 @pytest.mark.parametrize(
@@ -72,7 +81,9 @@ def test_a_run_leaves_everything(tiny_dataset: Path, tmp_path: Path, run_command
     ],
     ids=lambda changes: "-".join(changes),
 )
-def test_flags_train(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand, changes: dict[str, Any]) -> None:
+def test_flags_train(
+    tiny_dataset: Path, tmp_path: Path, run_command: RunCommand, changes: dict[str, Any]
+) -> None:
     result = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=1, **changes))
     assert result.status == 0, result.err
     data = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
@@ -90,7 +101,9 @@ def start(line: list[str]) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def test_resume_after_kill_is_bit_identical(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:
+def test_resume_after_kill_is_bit_identical(
+    tiny_dataset: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
     """kill -9 in the middle, then --resume: the weights of a run that never stopped."""
     torch.set_num_threads(1)
     whole = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=4, name="whole"))
@@ -137,7 +150,9 @@ def test_non_finite_loss_names_the_files(
     assert result.status == 1
     assert "not finite" in result.err and ".jpg" in result.err
     last = load_checkpoint(tmp_path / "exp" / "weights" / "last.pt")
-    assert last["epoch"] == 0 and all(torch.isfinite(t).all() for t in last["model"].values() if t.is_floating_point())
+    assert last["epoch"] == 0 and all(
+        torch.isfinite(t).all() for t in last["model"].values() if t.is_floating_point()
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,7 +179,16 @@ def test_mistakes_are_told_in_one_line(
 def test_two_processes_train_as_one(tiny_dataset: Path, tmp_path: Path) -> None:
     """torchrun with two CPU processes: one set of files, evaluated once, finite weights."""
     line = options(tiny_dataset, tmp_path, epochs=1)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "train.py", *line]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "train.py",
+        *line,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -174,14 +198,18 @@ def test_two_processes_train_as_one(tiny_dataset: Path, tmp_path: Path) -> None:
     assert all(torch.isfinite(t).all() for t in state.values() if t.is_floating_point())
 
 
-def test_initial_weights_from_a_trained_model(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:
+def test_initial_weights_from_a_trained_model(
+    tiny_dataset: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
     """Fine-tuning from a checkpoint that has the heatmap layers loads all of it."""
     first = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=1, name="first"))
     assert first.status == 0, first.err
     best = tmp_path / "first" / "weights" / "best.pt"
     second = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=1, name="second", weights=best))
     total = len(load_checkpoint(best)["model"])
-    assert f"{total - 1} of {total} tensors matched" in second.out, "all but the anchors, which are the dataset's"
+    assert f"{total - 1} of {total} tensors matched" in second.out, (
+        "all but the anchors, which are the dataset's"
+    )
 
 
 def test_rect_training_of_portrait_images(tmp_path: Path, run_command: RunCommand) -> None:
@@ -193,7 +221,9 @@ def test_rect_training_of_portrait_images(tmp_path: Path, run_command: RunComman
         hw = (200, 120) if index % 2 else (120, 200)
         for folder in ("images", "labels"):
             (tmp_path / "set" / folder).mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(tmp_path / "set" / "images" / f"{index}.png"), rng.integers(0, 255, (*hw, 3), dtype=np.uint8))
+        cv2.imwrite(
+            str(tmp_path / "set" / "images" / f"{index}.png"), rng.integers(0, 255, (*hw, 3), dtype=np.uint8)
+        )
         (tmp_path / "set" / "labels" / f"{index}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
     data = {"path": str(tmp_path / "set"), "train": "images", "val": "images", "nc": 1, "names": ["thing"]}
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(data))

@@ -12,7 +12,9 @@ ONE_ANCHOR = torch.tensor([[16.0, 16.0]])
 
 
 def target_at(x: float, y: float, w: float = 16, h: float = 16, patch: int = 0) -> PatchTargets:
-    return PatchTargets(torch.tensor([patch]), torch.tensor([2]), torch.tensor([[x, y]]), torch.tensor([[w, h]]))
+    return PatchTargets(
+        torch.tensor([patch]), torch.tensor([2]), torch.tensor([[x, y]]), torch.tensor([[w, h]])
+    )
 
 
 @pytest.mark.parametrize(
@@ -31,12 +33,13 @@ def test_cells_of_a_target(x: float, y: float, cells: list[tuple[int, int]]) -> 
     assert [(int(r) % 8, int(r) // 8) for r in found.row] == cells
     for (cx, cy), offset in zip(cells, found.offset.tolist(), strict=True):
         assert offset == pytest.approx([x / 8 - cx, y / 8 - cy], abs=1e-5)
-        assert -0.5 <= min(offset) and max(offset) <= 1.5
+        assert min(offset) >= -0.5 and max(offset) <= 1.5
     assert found.label.tolist() == [2] * len(cells)
 
 
 @pytest.mark.parametrize(
-    ("w", "h", "matches"), [(16, 16, True), (63, 16, True), (64, 16, False), (4, 16, False), (4.1, 63.9, True)]
+    ("w", "h", "matches"),
+    [(16, 16, True), (63, 16, True), (64, 16, False), (4, 16, False), (4.1, 63.9, True)],
 )
 def test_anchor_ratio(w: float, h: float, matches: bool) -> None:
     found = assign_level(target_at(30, 14, w, h), ONE_ANCHOR, 8, (4, 8), 4.0)

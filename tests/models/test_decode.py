@@ -65,9 +65,14 @@ def test_class_filter_and_agnostic_suppression() -> None:
     letterboxes = [Letterbox((64, 64), (64, 64), 1.0, (0.0, 0.0))] * 2
     none = postprocess(one_box_output(), ANCHORS, letterboxes, PostprocessConfig(classes=(0,)))
     assert len(none[1]) == 0
-    both = postprocess(one_box_output(), ANCHORS, letterboxes, PostprocessConfig(conf_thres=0.1, multi_label=True))
+    both = postprocess(
+        one_box_output(), ANCHORS, letterboxes, PostprocessConfig(conf_thres=0.1, multi_label=True)
+    )
     assert sorted(both[1].label.tolist()) == [0, 1]
     merged = postprocess(
-        one_box_output(), ANCHORS, letterboxes, PostprocessConfig(conf_thres=0.1, multi_label=True, agnostic=True)
+        one_box_output(),
+        ANCHORS,
+        letterboxes,
+        PostprocessConfig(conf_thres=0.1, multi_label=True, agnostic=True),
     )
     assert merged[1].label.tolist() == [1]

@@ -14,9 +14,9 @@ from models.head import DetectionHead
 from models.neck import PANNeck
 from models.slicer import Patches, fixed_grid
 from models.sparse import gather_neighbourhoods
+from tests.models.conftest import BuildTiny
 from utils.boxes import Letterbox
 from utils.config import ConfigError, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
-from tests.models.conftest import BuildTiny
 
 
 def with_slicer(model: ESOD, algorithm: str, *, sparse: bool = False, threshold: float = 0.5) -> ESOD:
@@ -65,7 +65,9 @@ def test_dense_mode_equals_the_plain_network(tiny: BuildTiny) -> None:
             ],
             dim=2,
         )
-        torch.testing.assert_close(level.raw, expected.permute(0, 3, 4, 1, 2).flatten(0, 2), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            level.raw, expected.permute(0, 3, 4, 1, 2).flatten(0, 2), atol=1e-5, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -133,7 +135,9 @@ def test_fusing_changes_nothing(tiny: BuildTiny) -> None:
 
 def test_every_parameter_gets_a_gradient(tiny: BuildTiny) -> None:
     model = tiny().train()
-    output: ESODOutput = model(torch.rand(2, 3, 96, 96), lambda logits: fixed_grid(2, (12, 12), 8, logits.device))
+    output: ESODOutput = model(
+        torch.rand(2, 3, 96, 96), lambda logits: fixed_grid(2, (12, 12), 8, logits.device)
+    )
     assert output.heatmap_logits is not None
     (sum(level.raw.sum() for level in output.levels) + output.heatmap_logits.sum()).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -159,7 +163,11 @@ def test_sides_must_be_multiples_of_32(tiny: BuildTiny) -> None:
     "options",
     [
         {"seeker": SeekerConfig(kind="none")},
-        {"seeker": SeekerConfig(kind="none"), "slicer": SlicerConfig(algorithm="none"), "head": HeadConfig(sparse=True)},
+        {
+            "seeker": SeekerConfig(kind="none"),
+            "slicer": SlicerConfig(algorithm="none"),
+            "head": HeadConfig(sparse=True),
+        },
         {"head": HeadConfig(kind="single", sparse=True)},
         {"num_classes": 2, "names": ["one"]},
     ],

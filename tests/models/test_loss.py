@@ -15,18 +15,22 @@ from models.esod import ESOD
 from models.loss import DetectionLoss, cell_weights, focal_dice_loss, weighted_bce_loss
 from models.slicer import Patches, fixed_grid
 from models.training_patches import TrainingSelector
-from utils.config import HypConfig, SlicerConfig
 from tests.models.conftest import BuildTiny
+from utils.config import HypConfig, SlicerConfig
 
 PARTS = ["box", "obj", "cls", "heatmap"]
-TARGETS = torch.tensor([[0, 1, 0.3, 0.4, 0.1, 0.12], [1, 2, 0.7, 0.6, 0.2, 0.1], [1, 0, 0.2, 0.2, 0.05, 0.05]])
+TARGETS = torch.tensor(
+    [[0, 1, 0.3, 0.4, 0.1, 0.12], [1, 2, 0.7, 0.6, 0.2, 0.1], [1, 0, 0.2, 0.2, 0.05, 0.05]]
+)
 
 
 def whole_grid(logits: Tensor) -> Patches:
     return fixed_grid(len(logits), (logits.shape[2], logits.shape[3]), 8, logits.device)
 
 
-def run(model: ESOD, hyp: HypConfig, targets: Tensor = TARGETS, patches: object = whole_grid) -> dict[str, Tensor]:
+def run(
+    model: ESOD, hyp: HypConfig, targets: Tensor = TARGETS, patches: object = whole_grid
+) -> dict[str, Tensor]:
     output = model(torch.rand(2, 3, 128, 128), patches)
     heatmaps = torch.zeros(2, 1, 16, 16)
     if len(targets):
@@ -58,7 +62,9 @@ def test_no_patches(tiny: BuildTiny) -> None:
     losses = run(model, HypConfig(), patches=nothing)
     assert losses["box"] == losses["obj"] == losses["cls"] == 0
     losses["total"].backward()
-    assert [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()] == []
+    assert [
+        n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
+    ] == []
 
 
 def test_perfect_prediction_has_no_box_loss(tiny: BuildTiny) -> None:
@@ -71,10 +77,14 @@ def test_perfect_prediction_has_no_box_loss(tiny: BuildTiny) -> None:
     cx, cy, w, h = boxes.cxcywh_px[0].tolist()
     target = torch.tensor([[0, 1, cx / 128, cy / 128, w / 128, h / 128]])
     model.zero_grad()
-    worst = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(output, target, torch.zeros(1, 1, 16, 16))
+    worst = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(
+        output, target, torch.zeros(1, 1, 16, 16)
+    )
     moved = target.clone()
     moved[:, 4:] *= 2
-    off = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(output, moved, torch.zeros(1, 1, 16, 16))
+    off = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(
+        output, moved, torch.zeros(1, 1, 16, 16)
+    )
     assert worst["box"] < off["box"]
 
 
@@ -83,7 +93,9 @@ def test_counts_shared_by_processes_scale_the_losses(tiny: BuildTiny) -> None:
     model = tiny().eval()
     images = torch.rand(2, 3, 96, 96)
     heatmaps = torch.rand(2, 1, 12, 12)
-    targets = torch.tensor([[0, 1, 0.3, 0.4, 0.2, 0.2], [1, 2, 0.7, 0.6, 0.2, 0.2], [1, 0, 0.3, 0.3, 0.3, 0.2]])
+    targets = torch.tensor(
+        [[0, 1, 0.3, 0.4, 0.2, 0.2], [1, 2, 0.7, 0.6, 0.2, 0.2], [1, 0, 0.3, 0.3, 0.3, 0.2]]
+    )
 
     def gradient(criterion: DetectionLoss, x: Tensor, t: Tensor, heat: Tensor) -> dict[str, Tensor]:
         model.zero_grad()
@@ -93,7 +105,10 @@ def test_counts_shared_by_processes_scale_the_losses(tiny: BuildTiny) -> None:
     joint = gradient(DetectionLoss(model.head.anchors, 3, HypConfig()), images, targets, heatmaps)
     counts: list[Tensor] = []
     record = DetectionLoss(model.head.anchors, 3, HypConfig(), reduce_counts=lambda c: counts.append(c) or c)
-    parts = [(images[:1], targets[:1], heatmaps[:1]), (images[1:], targets[1:] - torch.tensor([1.0, 0, 0, 0, 0, 0]), heatmaps[1:])]
+    parts = [
+        (images[:1], targets[:1], heatmaps[:1]),
+        (images[1:], targets[1:] - torch.tensor([1.0, 0, 0, 0, 0, 0]), heatmaps[1:]),
+    ]
     for part in parts:
         gradient(record, *part)
     total = counts[0] + counts[1]
@@ -120,7 +135,9 @@ def test_cell_weights_by_hand() -> None:
     rarity = torch.tensor([1.0, math.e])
     # 64×64 input, 8×8 cells: an 8×8 px object of class 0 in cell (2, 3): r = (256/64)² = 16.
     # A 16×16 px object of class 1 over the cells (4..5, 4..5): r = e. Elsewhere 1.
-    targets = torch.tensor([[0, 0, 2.5 / 8, 3.5 / 8, 0.99 / 8, 0.99 / 8], [0, 1, 5 / 8, 5 / 8, 1.99 / 8, 1.99 / 8]])
+    targets = torch.tensor(
+        [[0, 0, 2.5 / 8, 3.5 / 8, 0.99 / 8, 0.99 / 8], [0, 1, 5 / 8, 5 / 8, 1.99 / 8, 1.99 / 8]]
+    )
     weight = cell_weights(targets, torch.zeros(1, 1, 8, 8), rarity)[0, 0]
     assert weight[3, 2].item() == pytest.approx(1 + math.log((256 / (0.99 * 8) ** 2) ** 2), rel=1e-3)
     assert weight[4:6, 4:6].flatten().tolist() == pytest.approx([2.0] * 4)

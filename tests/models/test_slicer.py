@@ -44,9 +44,18 @@ def map_with(cells: list[tuple[int, int]], hw: tuple[int, int], batch: int = 1) 
 
 @pytest.mark.parametrize(
     ("map_hw", "expected"),
-    [((80, 80), (12, 12)), ((48, 80), (8, 12)), ((56, 96), (8, 12)), ((4, 4), (4, 4)), ((108, 192), (16, 24)), ((32, 64), (4, 8))],
+    [
+        ((80, 80), (12, 12)),
+        ((48, 80), (8, 12)),
+        ((56, 96), (8, 12)),
+        ((4, 4), (4, 4)),
+        ((108, 192), (16, 24)),
+        ((32, 64), (4, 8)),
+    ],
 )
-def test_patch_size_is_an_eighth_rounded_up_to_four(map_hw: tuple[int, int], expected: tuple[int, int]) -> None:
+def test_patch_size_is_an_eighth_rounded_up_to_four(
+    map_hw: tuple[int, int], expected: tuple[int, int]
+) -> None:
     assert patch_size(map_hw, 8) == expected
 
 
@@ -136,7 +145,9 @@ def test_properties_of_random_maps(name: str, prob: torch.Tensor) -> None:
     height, width = prob.shape[2:]
     box = patches.xyxy_cell
     size_y, size_x = patch_size((height, width), 8)
-    assert ((box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= width) & (box[:, 3] <= height)).all(), "inside"
+    assert ((box[:, 0] >= 0) & (box[:, 1] >= 0) & (box[:, 2] <= width) & (box[:, 3] <= height)).all(), (
+        "inside"
+    )
     assert ((box[:, 2] - box[:, 0] == size_x) & (box[:, 3] - box[:, 1] == size_y)).all(), "of one size"
     if name != "grid-edge":  # the released rule may place two patches on one spot, and is kept as it is
         rows = torch.cat((patches.image_index[:, None], box), dim=1).tolist()
@@ -159,7 +170,9 @@ def test_fixed_grid_covers_the_map_once_per_image() -> None:
 
 def test_cut_patches_equals_slicing() -> None:
     features = torch.rand(2, 3, 16, 24)
-    patches = Patches(torch.tensor([1, 0, 1]), torch.tensor([[3, 5, 7, 9], [20, 12, 24, 16], [0, 0, 4, 4]]), (4, 4))
+    patches = Patches(
+        torch.tensor([1, 0, 1]), torch.tensor([[3, 5, 7, 9], [20, 12, 24, 16], [0, 0, 4, 4]]), (4, 4)
+    )
     cut = cut_patches(features, patches)
     for row, (image, (x1, y1, x2, y2)) in enumerate(
         zip(patches.image_index.tolist(), patches.xyxy_cell.tolist(), strict=True)

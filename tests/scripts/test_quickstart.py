@@ -20,11 +20,10 @@ METRICS: dict[str, Any] = {
     "selector": {"missing_rate": 0.0125, "empty_rate": 0.5, "occupancy": 0.5},
 }
 MEASURE: dict[str, Any] = {
-    "gflops_2mac": 5.678,
-    "gmacs": 2.839,
+    "gflops_2mac": {"mean": 5.678, "least": 3.0, "most": 9.0},
+    "patches": {"mean": 20.5, "least": 0.0, "most": 64.0},
     "fps": 12.34,
     "parameters": 10,
-    "stages_ms": {},
 }
 
 

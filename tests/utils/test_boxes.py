@@ -89,10 +89,10 @@ def test_letterbox_without_upscaling() -> None:
 
 
 def test_scale_does_not_depend_on_a_few_pixels_of_room() -> None:
-    # 1081 × 0.8 = 864.8 rounds to 865 and needs 896 rows; 1080.4 would still fit into 864.
-    tight, roomy = Letterbox.fit((538, 957), (864, 1536)), Letterbox.fit((538, 957), (896, 1536))
-    assert letterbox_shape((538, 957), 1536) == (864, 1536)
-    assert tight.scale == roomy.scale == 1536 / 957
+    # 1000 · 1536 / 1777 = 864.4 rows are rounded to 864, which is just the height of the tight input.
+    tight, roomy = Letterbox.fit((1000, 1777), (864, 1536)), Letterbox.fit((1000, 1777), (896, 1536))
+    assert letterbox_shape((1000, 1777), 1536) == (864, 1536)
+    assert tight.scale == roomy.scale == 1536 / 1777
 
 
 @settings(max_examples=150, deadline=None)

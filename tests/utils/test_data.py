@@ -20,6 +20,7 @@ from utils.heatmap import HeatmapFile, heatmap_path, save_heatmap
 from utils.images import ImageError
 from utils.labels import DataError
 from utils.sampling import SampleKey
+from utils.transforms import Picture, Source, TrainPolicy
 
 SIZES = [(90, 160), (160, 90), (120, 160), (90, 160), (64, 64), (90, 160), (120, 160)]
 HYP = HypConfig(mixup=0.3, degrees=3.0, flipud=0.2)
@@ -116,6 +117,24 @@ def test_augmentation_changes_with_epoch_index_draw_and_seed(images: list[Path])
     ]  # fmt: skip
     assert not any(torch.equal(first, sample.image) for sample in different)
     assert torch.equal(different[0].image, data[SampleKey(1, 3)].image)
+
+
+def test_the_sample_itself_may_be_anywhere_in_the_mosaic(
+    images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    real = TrainPolicy.__call__
+
+    def watch(self: TrainPolicy, sources: Sequence[Source], *rest: Any) -> Picture:
+        places.append([source.hw for source in sources].index(SIZES[4]))  # no other image has this size
+        return real(self, sources, *rest)
+
+    monkeypatch.setattr(TrainPolicy, "__call__", watch)
+    data = dataset(images, augment=True, hyp=replace(HYP, mixup=0.0))
+    for epoch in range(40):
+        data.set_epoch(epoch)
+        assert data[4].meta.index == 4
+    assert set(places) == {0, 1, 2, 3}
 
 
 def test_png_without_heatmap_files_has_targets(images: list[Path]) -> None:

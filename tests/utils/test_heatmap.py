@@ -180,6 +180,12 @@ def test_file_round_trip(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]  # no temporary file left
 
 
+def test_bytes_are_rounded_up_but_exact_ones_stay() -> None:
+    assert to_bytes(np.array([0.0, 0.5, 0.501, 1.0, 1.1, -0.1])).tolist() == [0, 128, 128, 255, 255, 0]
+    exact = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_bytes(exact.astype(np.float32) / np.float32(255)), exact)
+
+
 def test_same_content_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         save_heatmap(tmp_path / name, a_file())
