@@ -191,7 +191,7 @@ def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, resu
     evaluation = None
     if run.val_loader is not None and (last or not run.config.notest):
         evaluation = evaluate(
-            run.ema.module, run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype
+            unwrap(run.ema.module), run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype
         )
     metrics = _metrics(run, result, evaluation)
     logger.log(epoch, metrics)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -244,15 +245,15 @@ def _greedy_corners(
         x = _clamp(int(peak_x[0]) - size_x // 2, width - size_x)
         y = _clamp(int(peak_y[0]) - size_y // 2, height - size_y)
         window = active[y : y + size_y, x : x + size_x]
-        x = _clamp(x + _host_shift(window.any(axis=0), config.shift), width - size_x)
-        y = _clamp(y + _host_shift(window.any(axis=1), config.shift), height - size_y)
+        x = _clamp(x + _host_shift(np.any(window, axis=0), config.shift), width - size_x)
+        y = _clamp(y + _host_shift(np.any(window, axis=1), config.shift), height - size_y)
         corners.append((x, y))
         outside = (peak_x < x) | (peak_x >= x + size_x) | (peak_y < y) | (peak_y >= y + size_y)
         peak_y, peak_x = peak_y[outside], peak_x[outside]
     return corners
 
 
-def _host_shift(occupied: np.ndarray, mode: str) -> int:
+def _host_shift(occupied: npt.NDArray[np.bool_], mode: str) -> int:
     """`_shift` for one NumPy row."""
     leading, trailing = int(occupied.argmax()), int(occupied[::-1].argmax())
     if mode == "edge":

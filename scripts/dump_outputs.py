@@ -17,6 +17,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,7 +50,8 @@ def main() -> None:
     }
     if output.heatmap_logits is not None:
         arrays["heatmap_logits"] = output.heatmap_logits
-    np.savez_compressed(args.output, **{name: array.numpy() for name, array in arrays.items()})
+    plain: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
+    np.savez_compressed(args.output, **plain)
     print(
         f"{args.output}: {len(output.patches)} patches, {len(arrays['decoded'])} boxes, {len(score)} detections"
     )
