@@ -23,7 +23,7 @@ from models.esod import ESOD, MAX_STRIDE
 from models.loss import DetectionLoss
 from models.training_patches import resize_label, training_selector
 from utils.config import HypConfig, SlicerConfig
-from utils.data import Batch
+from utils.data import Batch, ImageMeta
 from utils.dist import barrier, broadcast_object
 from utils.logger import TrainLogger, build_train_logger, get_logger
 from utils.optim import LearningRate, ModelEMA
@@ -106,10 +106,10 @@ def train_one_epoch(
             output = model(batch.images, selector)
             losses = criterion(output, batch.targets, batch.heatmaps)
             if not torch.isfinite(losses["total"]):
-                raise NonFiniteLossError(_describe(losses, batch))
+                raise NonFiniteLossError(_describe("loss", losses, batch.metas))
             scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]
         if update:
-            _optimizer_step(model, optimizer, scaler, ema)
+            _optimizer_step(model, optimizer, scaler, ema, batch.metas)
         sums += torch.stack([losses[name].detach() for name in LOSS_NAMES]).cpu()
         patches, images = patches + len(output.patches), images + len(batch.images)
     means = (sums / max(step, 1)).tolist()
@@ -238,10 +238,17 @@ def _progress(run: TrainingRun, epoch: int) -> Iterable[Batch]:
 
 
 def _optimizer_step(
-    model: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, ema: ModelEMA | None
+    model: nn.Module,
+    optimizer: Optimizer,
+    scaler: torch.amp.GradScaler,
+    ema: ModelEMA | None,
+    metas: list[ImageMeta],
 ) -> None:
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
+    # With fp16 the scaler itself skips such steps and lowers its scale.
+    if not scaler.is_enabled() and not torch.isfinite(norm):
+        raise NonFiniteLossError(_describe("gradient", {}, metas))
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
@@ -266,10 +273,11 @@ def _autocast(settings: StepSettings) -> torch.autocast:
     return torch.autocast(settings.device.type, dtype=settings.amp_dtype or torch.bfloat16, enabled=enabled)
 
 
-def _describe(losses: dict[str, Tensor], batch: Batch) -> str:
-    parts = ", ".join(f"{name} {losses[name].item():.4g}" for name in LOSS_NAMES)
-    files = "\n".join(f"  {meta.path}" for meta in batch.metas)
+def _describe(what: str, losses: dict[str, Tensor], metas: list[ImageMeta]) -> str:
+    parts = ", ".join(f"{name} {losses[name].item():.4g}" for name in losses if name in LOSS_NAMES)
+    files = "\n".join(f"  {meta.path}" for meta in metas)
     return (
-        f"the loss is not finite ({parts}); the last checkpoint before this batch is kept. Files of the batch:\n{files}\n"
+        f"the {what} is not finite{f' ({parts})' if parts else ''}; weights and checkpoints from before this batch are "
+        f"kept. Files of the batch:\n{files}\n"
         "Look at their labels; or lower lr0 in the hyp file, or train with --amp off."
     )

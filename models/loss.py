@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import complete_box_iou_loss, sigmoid_focal_loss
+from torchvision.ops import sigmoid_focal_loss
 
 from models.assign import PatchTargets, assign_level, targets_in_patches
 from models.decode import decode_boxes
 from models.esod import ESODOutput
 from models.head import LevelOutput
 from models.slicer import STRIDE
-from utils.boxes import cxcywh_to_xyxy
 from utils.config import HypConfig
 
 LEVEL_BALANCE = (4.0, 1.0, 0.4)
@@ -23,6 +23,7 @@ LEVEL_BALANCE = (4.0, 1.0, 0.4)
 TINY_AREA_PX = 256.0
 """Objects below this area (16×16 input pixels) weigh more in the weighted BCE of the heatmap."""
 MAX_WEIGHT = 5.0
+EPSILON_PX = 1e-6
 FOCAL_TO_DICE = 20.0
 """Paper, section III-B: focal and dice loss 20:1."""
 
@@ -126,17 +127,17 @@ class DetectionLoss(nn.Module):
             chosen[:, None, :4], origin, chosen.new_zeros(1, 2), anchors_px[found.anchor, None], level.stride
         ).squeeze(1)
         wanted = torch.cat((found.offset * level.stride, found.wh_px), dim=1)
-        loss = complete_box_iou_loss(cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted))
+        overlap = complete_iou(predicted, wanted)
         # Several objects may share a prediction: the best overlap counts, whatever their order.
         flat = found.row * raw.shape[1] + found.anchor
-        quality = (1 - loss.detach()).clamp(min=0)
+        quality = overlap.detach().clamp(min=0)
         objectness.view(-1).scatter_reduce_(0, flat, quality, reduce="amax")
         obj = F.binary_cross_entropy_with_logits(
             raw[..., 4], objectness, pos_weight=raw.new_tensor(self.hyp.obj_pw), reduction="sum"
         )
         positives = raw.new_tensor(float(len(found.row)))
         return (
-            Mean(loss.sum(), positives),
+            Mean((1 - overlap).sum(), positives),
             Mean(obj, raw.new_tensor(float(objectness.numel()))),
             Mean(self._classes(chosen[:, 5:], found.label), positives * self.num_classes),
         )
@@ -160,6 +161,32 @@ class DetectionLoss(nn.Module):
         if self.hyp.heatmap_loss == "focal_dice":
             return focal_dice_loss(logits, heatmaps)
         return [weighted_bce_loss(logits, heatmaps, cell_weights(targets, heatmaps, self.class_rarity))]
+
+
+def complete_iou(first: Tensor, second: Tensor) -> Tensor:
+    """Complete IoU of paired boxes: overlap less centre distance and difference of shape (CIoU, arXiv 1911.08287).
+
+    From centres and sizes, not corners: a tiny predicted side would vanish in the difference of corners and
+    make the gradient of the aspect ratio NaN.
+
+    Args:
+        first, second: [N, 4] (cx, cy, w, h) in pixels.
+
+    Returns [N], at most 1.
+    """
+    low = torch.maximum(first[:, :2] - first[:, 2:] / 2, second[:, :2] - second[:, 2:] / 2)
+    high = torch.minimum(first[:, :2] + first[:, 2:] / 2, second[:, :2] + second[:, 2:] / 2)
+    outer_low = torch.minimum(first[:, :2] - first[:, 2:] / 2, second[:, :2] - second[:, 2:] / 2)
+    outer_high = torch.maximum(first[:, :2] + first[:, 2:] / 2, second[:, :2] + second[:, 2:] / 2)
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    iou = shared / (first[:, 2:].prod(dim=1) + second[:, 2:].prod(dim=1) - shared + EPSILON_PX)
+    distance = (first[:, :2] - second[:, :2]).square().sum(dim=1)
+    diagonal = (outer_high - outer_low).square().sum(dim=1) + EPSILON_PX
+    angle = torch.atan2(second[:, 2], second[:, 3]) - torch.atan2(first[:, 2], first[:, 3] + EPSILON_PX)
+    shape = 4 / math.pi**2 * angle.square()
+    with torch.no_grad():
+        weight = shape / (1 - iou + shape + EPSILON_PX)
+    return iou - distance / diagonal - weight * shape
 
 
 def weighted_bce_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Mean:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import complete_box_iou_loss
 
 from models.decode import decode
 from models.esod import ESOD
-from models.loss import DetectionLoss, cell_weights, focal_dice_loss, weighted_bce_loss
+from models.loss import DetectionLoss, cell_weights, complete_iou, focal_dice_loss, weighted_bce_loss
 from models.slicer import Patches, fixed_grid
 from models.training_patches import TrainingSelector
 from tests.models.conftest import BuildTiny
+from utils.boxes import cxcywh_to_xyxy
 from utils.config import HypConfig, SlicerConfig
 
 PARTS = ["box", "obj", "cls", "heatmap"]
@@ -129,6 +131,31 @@ def test_focal_dice_is_zero_for_a_perfect_heatmap() -> None:
     right = sum((m.total / m.count).item() for m in focal_dice_loss((label - 0.5) * 40, label))
     wrong = sum((m.total / m.count).item() for m in focal_dice_loss((0.5 - label) * 40, label))
     assert right < 1e-3 < 1 < wrong
+
+
+def test_complete_iou_by_hand() -> None:
+    box = torch.tensor([[10.0, 20.0, 4.0, 8.0]])
+    assert complete_iou(box, box).item() == pytest.approx(1, abs=1e-5)
+    # Moved by half its width: IoU 1/3; centre distance² 4, outer box 6×8 with diagonal² 100; same shape.
+    moved = torch.tensor([[12.0, 20.0, 4.0, 8.0]])
+    assert complete_iou(box, moved).item() == pytest.approx(1 / 3 - 4 / 100, abs=1e-5)
+    # Same centre, sides exchanged: IoU 16/48, v = 4/π²·(atan 2 − atan ½)².
+    turned = torch.tensor([[10.0, 20.0, 8.0, 4.0]])
+    v = 4 / math.pi**2 * (math.atan(2) - math.atan(0.5)) ** 2
+    assert complete_iou(box, turned).item() == pytest.approx(1 / 3 - v * v / (2 / 3 + v), abs=1e-5)
+
+
+def test_complete_iou_equals_torchvision() -> None:
+    first, second = torch.rand(2, 200, 4) * 50 + 1
+    expected = 1 - complete_box_iou_loss(cxcywh_to_xyxy(first), cxcywh_to_xyxy(second))
+    torch.testing.assert_close(complete_iou(first, second), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("side", [0.0, 1e-12, 1e-6, 1e-3])
+def test_complete_iou_has_finite_gradients_for_vanishing_boxes(side: float) -> None:
+    first = torch.tensor([[500.3, 700.7, side, side], [500.3, 700.7, 9.0, side]], requires_grad=True)
+    complete_iou(first, torch.tensor([[501.0, 700.0, 4.0, 8.0], [501.0, 700.0, 4.0, 8.0]])).sum().backward()
+    assert first.grad is not None and torch.isfinite(first.grad).all()
 
 
 def test_cell_weights_by_hand() -> None:
