@@ -14,8 +14,8 @@ from typing import Any
 
 from engine.evaluation import evaluate
 from engine.inference import Detector, load_model
+from engine.loaders import evaluation_loader
 from engine.measure import measure
-from engine.setup import evaluation_loader
 from engine.test_outputs import TestOutputs, save_curves
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main

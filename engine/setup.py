@@ -7,14 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import yaml
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from engine.outputs import true_boxes
+from engine.loaders import build_data, class_counts, draw_weights, mosaic_of_batch
 from models.esod import ESOD, build_model
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
@@ -35,16 +34,12 @@ from utils.config import (
 from utils.data import (
     Batch,
     DetectionDataset,
-    build_loader,
     dataset_fingerprint,
-    image_weights,
-    resolve_split,
 )
-from utils.dist import DistInfo, main_process_first, sum_over_processes
+from utils.dist import DistInfo, sum_over_processes
 from utils.draw import save_image
 from utils.environment import environment_report
 from utils.logger import get_logger
-from utils.mosaic import mosaic_picture
 from utils.optim import (
     EarlyStopping,
     LearningRate,
@@ -173,86 +168,6 @@ def build_run(
     )
 
 
-def build_data(
-    config: TrainConfig, hyp: HypConfig, dataset: DatasetConfig, dist: DistInfo
-) -> tuple[DetectionDataset, DataLoader[Batch], DataLoader[Batch] | None]:
-    """Training set and its loader; loader of the validation set on the main process, None elsewhere."""
-    if config.batch_size % dist.world_size:
-        raise ConfigError(
-            f"--batch-size {config.batch_size} (over all processes) is not a multiple of the {dist.world_size} processes"
-        )
-    own_batch = config.batch_size // dist.world_size
-    with main_process_first():
-        train_data = DetectionDataset(
-            resolve_split(dataset, config.data, "train"),
-            num_classes=dataset.nc,
-            img_size=config.size(),
-            augment=True,
-            hyp=hyp,
-            rect=config.rect,
-            batch_size=own_batch,
-            cache=config.cache,
-            seed=config.seed,
-            single_class=config.single_cls,
-        )
-    weights = None
-    if config.image_weights:
-        weights = draw_weights(train_data, class_counts(train_data, dataset.nc), [0.0] * dataset.nc)
-    train_loader = build_loader(
-        train_data, own_batch, config.workers, True, config.seed, dist.rank, dist.world_size, weights
-    )
-    if not dist.is_main:
-        return train_data, train_loader, None
-    val_loader = evaluation_loader(
-        dataset, config.data, "val", config.size(), config.batch_size, config.workers, config.single_cls
-    )
-    return train_data, train_loader, val_loader
-
-
-def evaluation_loader(
-    dataset: DatasetConfig,
-    data: str,
-    split: str,
-    img_size: int | tuple[int, int],
-    batch_size: int,
-    workers: int,
-    single_class: bool,
-) -> DataLoader[Batch]:
-    """Loader of a split without augmentation, images padded as little as possible.
-
-    Args:
-        dataset: of the YAML file at ``data``.
-        split: "train", "val" or "test".
-        img_size, batch_size, workers, single_class: see `DetectionDataset` and `build_loader`.
-    """
-    images = DetectionDataset(
-        resolve_split(dataset, data, split),
-        num_classes=dataset.nc,
-        img_size=img_size,
-        augment=False,
-        hyp=HypConfig(),
-        rect=True,
-        batch_size=batch_size,
-        single_class=single_class,
-    )
-    return build_loader(images, batch_size, workers, shuffle=False, seed=0)
-
-
-def class_counts(data: DetectionDataset, num_classes: int) -> Tensor:
-    """Labelled objects per class: [num_classes] int64."""
-    labels = [torch.from_numpy(rows[:, 0]).long() for rows in data.labels]
-    return torch.bincount(torch.cat(labels), minlength=num_classes)
-
-
-def draw_weights(data: DetectionDataset, counts: Tensor, class_ap: Sequence[float]) -> Any:
-    """How often to draw each training image: classes that are rare or badly detected count more.
-
-    A class weighs (1 − AP)² / its number of objects; see `utils.sampling.image_weights`.
-    """
-    weights = (1 - np.asarray(class_ap, dtype=np.float64)) ** 2 / counts.clamp(min=1).numpy()
-    return image_weights(data.labels, weights + 1e-12)
-
-
 def _assemble(
     config: TrainConfig,
     hyp: HypConfig,
@@ -332,18 +247,6 @@ def save_options(run: TrainingRun) -> None:
     }
     (run.folder / "config.yaml").write_text(
         yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
-
-
-def mosaic_of_batch(batch: Batch, names: list[str]) -> Any:
-    """A picture of a batch with boxes and label heatmaps; uint8 RGB [h, w, 3]."""
-    boxes, labels = zip(*(true_boxes(batch, i) for i in range(len(batch.images))), strict=True)
-    return mosaic_picture(
-        [image.permute(1, 2, 0).numpy() for image in batch.images],
-        [b.numpy() for b in boxes],
-        [label.numpy() for label in labels],
-        [heatmap[0].numpy() for heatmap in batch.heatmaps],
-        names,
     )
 
 
