@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# The comparison of docs/results/visdrone_subset.md: YOLOv5s from COCO weights, fine-tuned twice with the same
+# schedule on a folder in VisDrone's layout, dense and with ESOD; both tested for accuracy and cost.
+#
+#     bash scripts/visdrone_subset.sh                      on the CPU: 640 pixels, 10 epochs
+#     DEVICE=0 IMAGE_SIZE=1536 EPOCHS=50 bash scripts/visdrone_subset.sh
+#
+#   ROOT=VisDrone        the dataset (see scripts/data_prepare.py)
+#   WEIGHTS=…            initial weights (weights/pretrained/yolov5s.pt)
+#   DEVICE=cpu  IMAGE_SIZE=640  EPOCHS=10  BATCH_SIZE=8  WORKERS=2
+#   RUNS=runs/visdrone_subset
+#
+# May be stopped and started again: a finished training is kept, an interrupted one is resumed.
+set -euo pipefail
+
+case "${1:-}" in
+    "") ;;
+    -h|--help) sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p;}' "${BASH_SOURCE[0]}"; exit 0 ;;
+    *) echo "visdrone_subset: unknown argument $1 (it is steered by variables; see --help)" >&2; exit 2 ;;
+esac
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+ROOT="${ROOT:-VisDrone}"
+WEIGHTS="${WEIGHTS:-weights/pretrained/yolov5s.pt}"
+DEVICE="${DEVICE:-cpu}"
+IMAGE_SIZE="${IMAGE_SIZE:-640}"
+EPOCHS="${EPOCHS:-10}"
+BATCH_SIZE="${BATCH_SIZE:-8}"
+WORKERS="${WORKERS:-2}"
+RUNS="${RUNS:-runs/visdrone_subset}"
+PYTHON="${PYTHON:-$(bash scripts/setup_env.sh)}"
+export PYTHONUNBUFFERED=1 MPLBACKEND=Agg
+
+run() {
+    printf '\n   $'
+    printf ' %q' "$@"
+    printf '\n\n'
+    "$@"
+}
+
+# train NAME [flags…]: a new run, the rest of an interrupted one, or nothing when it is finished.
+train() {
+    local name="$1" last="$RUNS/$1/weights/last.pt"
+    shift
+    if [ -f "$RUNS/$name/finished" ]; then echo "== $name is finished"; return; fi
+    echo "== train $name"
+    if [ -f "$last" ]; then
+        run "$PYTHON" train.py --resume "$last" --device "$DEVICE" --workers "$WORKERS"
+    else
+        run "$PYTHON" train.py --data data/visdrone_subset.yaml --cfg models/cfg/yolov5s.yaml --weights "$WEIGHTS" \
+            --hyp data/hyps/finetune.yaml --img-size "$IMAGE_SIZE" --rect --epochs "$EPOCHS" \
+            --batch-size "$BATCH_SIZE" --workers "$WORKERS" --device "$DEVICE" --notest \
+            --project "$RUNS" --name "$name" --exist-ok "$@"
+    fi
+    touch "$RUNS/$name/finished"
+}
+
+# evaluate NAME TRAINED [flags…]: accuracy and cost of the weights of a training.
+evaluate() {
+    local name="$1" weights="$RUNS/$2/weights/best.pt"
+    shift 2
+    echo "== test $name"
+    local common=(--data data/visdrone_subset.yaml --weights "$weights" --img-size "$IMAGE_SIZE" --device "$DEVICE"
+        --workers "$WORKERS" --project "$RUNS" --name "test-$name" --exist-ok)
+    run "$PYTHON" test.py "${common[@]}" --task val --batch-size "$BATCH_SIZE" "$@"
+    run "$PYTHON" test.py "${common[@]}" --task measure --batch-size 1 "$@"
+}
+
+if [ ! -f "$WEIGHTS" ]; then
+    echo "visdrone_subset: no $WEIGHTS: python scripts/model_convert.py --weights yolov5s.pt --output $WEIGHTS" >&2
+    exit 1
+fi
+run "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root "$ROOT"
+train dense --slicer none
+train esod
+evaluate dense dense
+evaluate esod-grid esod
+evaluate esod-greedy esod --slicer greedy
+evaluate esod-sparse-head esod --head sparse
+run "$PYTHON" scripts/result_table.py --runs "$RUNS" --output docs/results/visdrone_subset \
+    --rows dense esod-grid esod-greedy esod-sparse-head --trained dense esod esod esod
