@@ -24,7 +24,7 @@ from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
 from utils.runs import new_run_dir
-from utils.test_cli import build_test_parser
+from utils.test_cli import build_test_parser, thresholds
 
 
 def main() -> None:
@@ -47,7 +47,7 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
     loader = evaluation_loader(
         dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls
     )
-    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det, multi_label=True)
+    post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
     outputs = TestOutputs(
         folder, names, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
     )
@@ -72,7 +72,7 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
 def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
     """Task measure: parameters, operations and time; task speed: parameters and time only."""
     loader = evaluation_loader(dataset, args.data, "val", args.img_size, args.batch_size, 0, args.single_cls)
-    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det, multi_label=True)
+    post = PostprocessConfig(*thresholds(args), args.max_det)
     result = measure(detector, loader, post, count_operations=args.task == "measure")
     get_logger().info(result.table())
     write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})

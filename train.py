@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,12 @@ HYP_FLAGS = ("label_smoothing", "train_patches")
 def main() -> None:
     """Parse the command line and train."""
     args = build_train_parser().parse_args()
+    stored = stored_run(args) if args.resume else None
+    if stored is not None:
+        args.device = args.device or stored.data["train"]["device"]
     dist = init_distributed(args.device)
     try:
-        run = resumed_run(args, dist) if args.resume else new_run(args, dist)
+        run = new_run(args, dist) if stored is None else resumed_run(args, dist, stored)
         if dist.is_main:
             save_options(run)
         get_logger().info(f"training on {run.device}; results go to {run.folder}")
@@ -51,15 +54,28 @@ def new_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
     return build_run(config, hyp, model_overrides(args), folder, dist, device, weights)
 
 
-def resumed_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
-    """The interrupted run, with the options it was started with; only --device and --workers may differ."""
+@dataclass
+class StoredRun:
+    """The checkpoint of an interrupted run, and the run's folder."""
+
+    folder: Path
+    data: dict[str, Any]
+
+
+def stored_run(args: argparse.Namespace) -> StoredRun:
+    """What --resume names, or the latest run under --project."""
     path = latest_run(args.project) / LAST_CHECKPOINT if args.resume == LATEST else Path(args.resume)
-    data = read_resumable(path)
+    return StoredRun(path.resolve().parent.parent, read_resumable(path))
+
+
+def resumed_run(args: argparse.Namespace, dist: DistInfo, stored: StoredRun) -> TrainingRun:
+    """The interrupted run, with the options it was started with; only --device and --workers may differ."""
+    data = stored.data
     config = replace(config_from_dict(TrainConfig, data["train"]), device=args.device, workers=args.workers)
     hyp = config_from_dict(HypConfig, data["hyp"])
     overrides = config_from_dict(ModelOverrides, data["overrides"])
-    folder = path.resolve().parent.parent
-    return build_run(config, hyp, overrides, folder, dist, select_device(args.device, dist), resume=data)
+    device = select_device(args.device, dist)
+    return build_run(config, hyp, overrides, stored.folder, dist, device, resume=data)
 
 
 def train_config(args: argparse.Namespace) -> TrainConfig:

@@ -42,8 +42,8 @@ class Measurement:
             only time was measured.
         gmacs: 10⁹ multiply-accumulates per image.
         patches: per image.
-        fps: images per second end to end: decoded image in memory → detections.
-        fps_with_loading: the same including reading and decoding the file, in this process.
+        fps: images per second end to end: letterboxed image in memory → detections in original pixels.
+        fps_with_loading: the same including reading, decoding and letterboxing the file, in this process.
         stages_ms: median milliseconds per batch by stage.
         device: what it ran on.
     """
@@ -85,7 +85,7 @@ class Measurement:
 def measure(
     detector: Detector, batches: Iterable[Batch], config: PostprocessConfig, count_operations: bool = True
 ) -> Measurement:
-    """Measure cost over the images of a loader (without worker processes, so that loading is timed too).
+    """Measure cost over the images of a loader (without worker processes, so that loading is timed too; batch size 1 gives each image's own cost).
 
     Args:
         detector: on its device.
@@ -96,41 +96,44 @@ def measure(
     Raises:
         ValueError: there are no images.
     """
-    timer = StageTimer(detector.device)
-    costs: list[FlopCount] = []
+    frames, stages = StageTimer(detector.device), StageTimer(detector.device)
+    flops: list[float] = []
+    macs: list[float] = []
     patches: list[float] = []
-    seen = 0
     shape = ""
-    started = time.perf_counter()
-    counting = 0.0
+    loading = 0.0
+    began = time.perf_counter()
     for batch in tqdm(batches, desc="measuring", unit="batch", leave=False):
+        loading += time.perf_counter() - began
         images = len(batch.images)
-        if not seen:
+        if not patches:
             shape = "×".join(str(n) for n in (images, *batch.images.shape[2:]))
             for _ in range(WARMUP_FRAMES):
                 run_once(detector, batch, config, NO_TIMER)
-            started = time.perf_counter()
-        with timer.frame(images):
-            kept = run_once(detector, batch, config, timer)
-        seen += images
-        patches.append(kept / images)
+        with frames.frame(images):
+            kept = run_once(detector, batch, config, NO_TIMER)
+        # Waiting for the device at every stage would slow the frame, so stages are timed in a pass of their own.
+        with stages.frame(images):
+            run_once(detector, batch, config, stages)
+        patches += [kept / images] * images
         if count_operations:
-            begin = time.perf_counter()
-            costs.append(_count(detector, batch))
-            counting += time.perf_counter() - begin
-    if not seen:
+            cost = _count(detector, batch)
+            flops += [cost.gflops / images] * images
+            macs += [cost.gmacs / images] * images
+        began = time.perf_counter()
+    if not patches:
         raise ValueError("there are no images to measure on: check the dataset's split")
-    summary = timer.summary()
+    fps = frames.summary().fps
     return Measurement(
         parameters=count_parameters(detector.model),
-        images=seen,
+        images=len(patches),
         input=shape,
-        gflops_2mac=spread([cost.gflops for cost in costs]) if costs else None,
-        gmacs=spread([cost.gmacs for cost in costs]) if costs else None,
+        gflops_2mac=spread(flops) if flops else None,
+        gmacs=spread(macs) if macs else None,
         patches=spread(patches),
-        fps=summary.fps,
-        fps_with_loading=seen / (time.perf_counter() - started - counting),
-        stages_ms=summary.stages,
+        fps=fps,
+        fps_with_loading=1 / (1 / fps + loading / len(patches)),
+        stages_ms=stages.summary().stages,
         device=device_name(detector.device),
     )
 
@@ -149,10 +152,9 @@ def run_once(detector: Detector, batch: Batch, config: PostprocessConfig, timer:
 
 @torch.inference_mode()
 def _count(detector: Detector, batch: Batch) -> FlopCount:
-    """Operations per image of one forward pass over a batch."""
+    """Operations of one forward pass over a batch."""
     images = batch.to(detector.device).images.to(detector.dtype)
-    cost = count_flops(lambda: detector.model(images))
-    return FlopCount(round(cost.macs / len(images)), round(cost.flops / len(images)))
+    return count_flops(lambda: detector.model(images))
 
 
 def spread(values: Sequence[float]) -> Spread:

@@ -271,7 +271,11 @@ def resolve_model(
         )
     base = overrides.apply(replace(base, names=[], num_classes=dataset.nc))
     if base.slicer.algorithm == "none":
-        base = replace(base, seeker=SeekerConfig(kind="none"), head=replace(base.head, sparse=False))
+        if base.head.sparse:
+            raise ConfigError(
+                "--slicer none trains a model without heatmap, which --head sparse needs: leave one out"
+            )
+        base = replace(base, seeker=SeekerConfig(kind="none"))
     return replace(
         base,
         names=dataset.names,
@@ -296,7 +300,11 @@ def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bo
     log.info(f"anchors: best possible recall {recall:.4f}, {matching:.2f} of 9 match an object")
     if recall >= LEAST_ANCHOR_RECALL or not automatic:
         return anchors
-    better = kmeans_anchors(sizes_px)
+    try:
+        better = kmeans_anchors(sizes_px)
+    except ValueError as error:
+        log.warning(f"anchors: kept as they are ({error})")
+        return anchors
     new_recall, _ = best_possible_recall(sizes_px, better, hyp.anchor_t)
     if new_recall <= recall:
         return anchors
@@ -317,7 +325,7 @@ def choose_amp(setting: str, device: torch.device) -> torch.dtype | None:
             raise ConfigError("--amp fp16 needs a GPU; on a CPU use --amp bf16, auto or off")
         return torch.float16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if has_fast_bf16() else None
 
 

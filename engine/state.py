@@ -24,7 +24,10 @@ from utils.config import config_to_dict
 from utils.logger import get_logger
 from utils.optim import load_optimizer_state
 
-RESUME_KEYS = ("epoch", "train", "hyp", "model", "ema", "optimizer", "scaler", "rng")
+RESUME_KEYS = (
+    "epoch", "config", "train", "hyp", "overrides", "model", "ema", "ema_updates", "optimizer", "scaler", "stopping",
+    "class_ap", "rng",
+)  # fmt: skip
 
 
 def save_state(run: TrainingRun, epoch: int) -> None:

@@ -24,7 +24,7 @@ from models.loss import DetectionLoss
 from models.training_patches import resize_label, training_selector
 from utils.config import HypConfig, SlicerConfig
 from utils.data import Batch, ImageMeta
-from utils.dist import barrier, broadcast_object
+from utils.dist import barrier, broadcast_object, sum_over_processes
 from utils.logger import TrainLogger, build_train_logger, get_logger
 from utils.optim import LearningRate, ModelEMA
 
@@ -89,8 +89,10 @@ def train_one_epoch(
     Raises:
         NonFiniteLossError: before the weights are touched by such a loss.
     """
-    sums = torch.zeros(len(LOSS_NAMES))
-    patches = images = step = 0
+    # This process's share of the losses, patches and images.
+    sums = torch.zeros(len(LOSS_NAMES) + 2, device=settings.device)
+    metas: list[ImageMeta] = []
+    step = 0
     started = time.perf_counter()
     for step, loaded in enumerate(batches, start=1):
         iteration = epoch * schedule.steps_per_epoch + step - 1
@@ -100,19 +102,29 @@ def train_one_epoch(
         last = step == schedule.steps_per_epoch
         update = step % settings.accumulate == 0 or last
         selector = training_selector(
-            batch.heatmaps, settings.slicer, settings.hyp, iteration / schedule.steps_per_epoch, generator
+            batch.heatmaps,
+            settings.slicer,
+            settings.hyp,
+            iteration / (schedule.steps_per_epoch * schedule.epochs),
+            schedule.epochs,
+            generator,
         )
-        with _no_sync(model, update), _autocast(settings):
-            output = model(batch.images, selector)
-            losses = criterion(output, batch.targets, batch.heatmaps)
+        metas += batch.metas
+        with _no_sync(model, update):
+            with _autocast(settings):
+                output = model(batch.images, selector)
+                losses = criterion(output, batch.targets, batch.heatmaps)
             if not torch.isfinite(losses["total"]):
                 raise NonFiniteLossError(_describe("loss", losses, batch.metas))
             scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]
         if update:
-            _optimizer_step(model, optimizer, scaler, ema, batch.metas)
-        sums += torch.stack([losses[name].detach() for name in LOSS_NAMES]).cpu()
-        patches, images = patches + len(output.patches), images + len(batch.images)
-    means = (sums / max(step, 1)).tolist()
+            _optimizer_step(model, optimizer, scaler, ema, metas)
+            metas = []
+        sums[:-2] += torch.stack([losses[name].detach() for name in LOSS_NAMES])
+        sums[-2] += len(output.patches)
+        sums[-1] += len(batch.images)
+    *totals, patches, images = sum_over_processes(sums).tolist()
+    means = [total / max(step, 1) for total in totals]
     return EpochResult(
         dict(zip(LOSS_NAMES, means, strict=True)), patches / max(images, 1), time.perf_counter() - started
     )
@@ -200,12 +212,15 @@ def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, resu
     fitness = evaluation.fitness if evaluation is not None else float("nan")
     improved = run.stopping.update(epoch, fitness)
     get_logger().info(_line(run, epoch, result, evaluation))
-    if not run.config.nosave or last:
-        save_state(run, epoch)
-        if improved or run.stopping.best_epoch < 0:
+    stop = run.stopping.should_stop(epoch)
+    final = last or stop
+    if not run.config.nosave or final:
+        # The best one first: killed in between, the epoch is repeated and both are written again.
+        if improved or run.stopping.best_epoch < 0 or run.config.nosave:
             write_best(run, epoch, evaluation)
+        save_state(run, epoch)
     barrier()
-    return run.stopping.should_stop(epoch)
+    return stop
 
 
 def _metrics(run: TrainingRun, result: EpochResult, evaluation: Evaluation | None) -> dict[str, float]:
@@ -275,7 +290,7 @@ def _autocast(settings: StepSettings) -> torch.autocast:
 
 def _describe(what: str, losses: dict[str, Tensor], metas: list[ImageMeta]) -> str:
     parts = ", ".join(f"{name} {losses[name].item():.4g}" for name in losses if name in LOSS_NAMES)
-    files = "\n".join(f"  {meta.path}" for meta in metas)
+    files = "\n".join(f"  {path}" for meta in metas for path in (meta.path, *meta.others))
     return (
         f"the {what} is not finite{f' ({parts})' if parts else ''}; weights and checkpoints from before this batch are "
         f"kept. Files of the batch:\n{files}\n"

@@ -67,8 +67,8 @@ def config_of_released(network: PickledNetwork) -> ModelConfig:
     layers = [*plan.get("backbone", []), *plan.get("head", [])]
     return ModelConfig(
         family="yolov5",
-        depth=float(plan["depth_multiple"]),
-        width=float(plan["width_multiple"]),
+        depth=_multiple(plan, "depth_multiple"),
+        width=_multiple(plan, "width_multiple"),
         seeker=_seeker_config(state) if seeker else SeekerConfig(kind="none"),
         slicer=_slicer_config(layers) if seeker else SlicerConfig(algorithm="none"),
         head=HeadConfig(kind="decoupled" if decoupled else "single"),
@@ -105,6 +105,13 @@ def _join(prefix: str, rest: str) -> str:
         # The single-convolution head is the level itself: "<level>.weight".
         rest = re.sub(r"^(\d+)\.(weight|bias)$", r"\1.predict.\2", rest)
     return f"{prefix}.{rest}"
+
+
+def _multiple(plan: Mapping[str, Any], key: str) -> float:
+    value = plan.get(key)
+    if not isinstance(value, (int, float)) or not 0 < value < 100:
+        raise CheckpointError(f"the architecture in this checkpoint has no usable {key} (found {value!r})")
+    return float(value)
 
 
 def _seeker_config(state: Mapping[str, Tensor]) -> SeekerConfig:

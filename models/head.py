@@ -112,7 +112,8 @@ class DetectionHead(nn.Module):
     def __init__(self, levels: Sequence[nn.Module], anchors: Tensor) -> None:
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        self.register_buffer("anchors", anchors)
+        # Geometry from the configuration, not a weight: half precision in a file would move boxes.
+        self.register_buffer("anchors", anchors, persistent=False)
 
     def forward(self, pyramid: Sequence[Tensor], positions: Sequence[Tensor | None]) -> list[LevelOutput]:
         """Pyramid of [K,C,h,w] → one `LevelOutput` per level; a position of None means everywhere."""

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def scale_channels(channels: int, width: float) -> int:
@@ -53,7 +54,8 @@ class Conv(nn.Module):
         """The same layer on gathered neighbourhoods: [M, kernel, kernel, in] → [M, out]."""
         weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)
         x = F.linear(rows.flatten(1), weight, self.conv.bias)
-        if isinstance(self.bn, nn.BatchNorm2d):
+        if not isinstance(self.bn, nn.Identity):
+            assert isinstance(self.bn, _BatchNorm)
             x = F.batch_norm(
                 x, self.bn.running_mean, self.bn.running_var, self.bn.weight, self.bn.bias, eps=self.bn.eps
             )
@@ -62,8 +64,9 @@ class Conv(nn.Module):
     @torch.no_grad()
     def fuse(self) -> None:
         """Fold the BatchNorm's running statistics into the convolution (inference only)."""
-        if not isinstance(self.bn, nn.BatchNorm2d):
+        if isinstance(self.bn, nn.Identity):
             return
+        assert isinstance(self.bn, _BatchNorm)
         running_mean, running_var = self.bn.running_mean, self.bn.running_var
         assert running_mean is not None and running_var is not None
         gain = self.bn.weight / torch.sqrt(running_var + self.bn.eps)

@@ -23,6 +23,7 @@ LEVEL_BALANCE = (4.0, 1.0, 0.4)
 TINY_AREA_PX = 256.0
 """Objects below this area (16×16 input pixels) weigh more in the weighted BCE of the heatmap."""
 MAX_WEIGHT = 5.0
+LEAST_LABEL_SHARE = 0.01
 EPSILON_PX = 1e-6
 FOCAL_TO_DICE = 20.0
 """Paper, section III-B: focal and dice loss 20:1."""
@@ -43,6 +44,7 @@ class DetectionLoss(nn.Module):
     """
 
     anchors: Tensor
+    level_balance: Tensor
     class_rarity: Tensor
 
     def __init__(
@@ -72,6 +74,7 @@ class DetectionLoss(nn.Module):
         self.reduce_counts = reduce_counts or (lambda counts: counts)
         self.world_size = world_size
         self.register_buffer("anchors", anchors.clone(), persistent=False)
+        self.register_buffer("level_balance", anchors.new_tensor(LEVEL_BALANCE), persistent=False)
         counts = torch.ones(num_classes) if class_counts is None else class_counts.float().clamp(min=1)
         self.register_buffer("class_rarity", (counts.max() / counts).sqrt(), persistent=False)
 
@@ -98,14 +101,14 @@ class DetectionLoss(nn.Module):
 
     def _combine(self, terms: list[Mean], images: int) -> dict[str, Tensor]:
         """Weigh and add the terms: (box, objectness, class) of every level, then the heatmap's."""
-        counts = torch.stack([t.count.float() for t in terms] + [self.anchors.new_tensor(float(images))])
+        counts = torch.stack([t.count.float() for t in terms] + [self.anchors.new_full((), float(images))])
         counts = self.reduce_counts(counts)
         means = [t.total / n.clamp(min=1) for t, n in zip(terms, counts[:-1], strict=True)]
         levels = len(self.anchors)
         box, obj, cls = (torch.stack(means[kind : 3 * levels : 3]) for kind in range(3))
         losses = {
             "box": box.sum() * self.hyp.box,
-            "obj": (obj * obj.new_tensor(LEVEL_BALANCE)).sum() * self.hyp.obj,
+            "obj": (obj * self.level_balance).sum() * self.hyp.obj,
             "cls": cls.sum() * self.hyp.cls,
             "heatmap": torch.stack(means[3 * levels :]).sum() * self.hyp.heatmap,
         }
@@ -133,24 +136,22 @@ class DetectionLoss(nn.Module):
         quality = overlap.detach().clamp(min=0)
         objectness.view(-1).scatter_reduce_(0, flat, quality, reduce="amax")
         obj = F.binary_cross_entropy_with_logits(
-            raw[..., 4], objectness, pos_weight=raw.new_tensor(self.hyp.obj_pw), reduction="sum"
+            raw[..., 4], objectness, pos_weight=raw.new_full((), self.hyp.obj_pw), reduction="sum"
         )
-        positives = raw.new_tensor(float(len(found.row)))
+        positives = raw.new_full((), float(len(found.row)))
         return (
             Mean((1 - overlap).sum(), positives),
-            Mean(obj, raw.new_tensor(float(objectness.numel()))),
+            Mean(obj, raw.new_full((), float(objectness.numel()))),
             Mean(self._classes(chosen[:, 5:], found.label), positives * self.num_classes),
         )
 
     def _classes(self, logits: Tensor, label: Tensor) -> Tensor:
-        """Summed binary cross-entropy per class; a detector of one class has nothing to tell apart."""
-        if self.num_classes == 1:
-            return logits.sum() * 0
+        """Summed binary cross-entropy of every class. logits [P, classes], label [P]."""
         smooth = self.hyp.label_smoothing
         wanted = torch.full_like(logits, smooth / 2)
         wanted[torch.arange(len(label), device=label.device), label] = 1 - smooth / 2
         return F.binary_cross_entropy_with_logits(
-            logits, wanted, pos_weight=logits.new_tensor(self.hyp.cls_pw), reduction="sum"
+            logits, wanted, pos_weight=logits.new_full((), self.hyp.cls_pw), reduction="sum"
         )
 
     def _heatmap(self, logits: Tensor | None, targets: Tensor, heatmaps: Tensor) -> list[Mean]:
@@ -193,10 +194,11 @@ def weighted_bce_loss(logits: Tensor, label: Tensor, weight: Tensor) -> Mean:
     """Weighted binary cross-entropy of the heatmap, per unit of label.
 
     The sum over the map is divided by the label's mass instead of the number of cells, because objects
-    cover a small and varying share of it. [B,1,h,w] each.
+    cover a small and varying share of it; at least `LEAST_LABEL_SHARE` of the map, so that images with few
+    or no objects do not outweigh all others. [B,1,h,w] each.
     """
     loss = F.binary_cross_entropy_with_logits(logits, label, weight=weight, reduction="sum")
-    return Mean(loss, label.sum())
+    return Mean(loss, label.sum() + LEAST_LABEL_SHARE * label.numel())
 
 
 def focal_dice_loss(logits: Tensor, label: Tensor) -> list[Mean]:
@@ -206,8 +208,9 @@ def focal_dice_loss(logits: Tensor, label: Tensor) -> list[Mean]:
     prob, flat = logits.sigmoid().flatten(1), label.flatten(1)
     overlap = 2 * (prob * flat).sum(dim=1) + 1
     dice = 1 - overlap / (prob.square().sum(dim=1) + flat.square().sum(dim=1) + 1)
-    images = logits.new_tensor(float(len(logits)))
-    return [Mean(focal * share, label.sum()), Mean(dice.sum() * (1 - share), images)]
+    images = logits.new_full((), float(len(logits)))
+    mass = label.sum() + LEAST_LABEL_SHARE * label.numel()
+    return [Mean(focal * share, mass), Mean(dice.sum() * (1 - share), images)]
 
 
 def cell_weights(targets: Tensor, heatmaps: Tensor, class_rarity: Tensor) -> Tensor:

@@ -89,7 +89,9 @@ def local_maxima(prob: Tensor, threshold: float) -> Tensor:
 def whole_map(batch: int, map_hw: tuple[int, int], device: torch.device) -> Patches:
     """One patch per image that covers everything: the dense detector as a special case."""
     height, width = map_hw
-    corners = torch.tensor([0, 0, width, height], device=device).expand(batch, 4)
+    corners = torch.zeros((batch, 4), dtype=torch.int64, device=device)
+    corners[:, 2] = width
+    corners[:, 3] = height
     return Patches(torch.arange(batch, device=device), corners, map_hw)
 
 

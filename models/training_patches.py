@@ -18,6 +18,7 @@ from utils.config import HypConfig, SlicerConfig
 
 LABEL_THRESHOLD = 0.5
 """A label cell at or above this is an object: every box has one (see utils/heatmap.py)."""
+MOST_WARMUP = 1 / 3
 MIN_PATCHES = 2
 """Least number of patches in a batch, so that BatchNorm always has statistics and no rank runs dry."""
 
@@ -63,15 +64,30 @@ class TrainingSelector:
 
 
 def training_selector(
-    label: Tensor, slicer: SlicerConfig, hyp: HypConfig, epoch: float, generator: torch.Generator
+    label: Tensor,
+    slicer: SlicerConfig,
+    hyp: HypConfig,
+    progress: float,
+    epochs: int,
+    generator: torch.Generator,
 ) -> TrainingSelector:
-    """The selector of a step at this (fractional) epoch."""
+    """The selector of a step.
+
+    Args:
+        label: [B, 1, H/8, W/8].
+        slicer, hyp: of the run.
+        progress: share of the run that is over, 0–1.
+        epochs: of the run. The label alone chooses for hyp.heatmap_warmup_epochs, but for no more than
+            `MOST_WARMUP` of the run: a short run must see its own predictions too.
+        generator: of this step's random numbers.
+    """
+    warmup = min(hyp.heatmap_warmup_epochs / epochs, MOST_WARMUP)
     return TrainingSelector(
         label=label,
         slicer=slicer,
         mode=hyp.train_patches,
         empty_share=hyp.empty_patch_share,
-        use_prediction=epoch >= hyp.heatmap_warmup_epochs,
+        use_prediction=progress >= warmup,
         generator=generator,
     )
 

@@ -76,9 +76,7 @@ def model_from_weights(weights: Weights, where: str) -> ESOD:
     """
     model = build_model(weights.config)
     report = match_state_dict(weights.state_dict, model.state_dict())
-    missing = [
-        key for key in report.missing if not key.endswith("num_batches_tracked") and key != "head.anchors"
-    ]
+    missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
     if missing or report.unexpected or report.shape_mismatch:
         raise CheckpointError(
             f"{where} does not hold a complete detector: {report.summary()}\n"
@@ -90,9 +88,6 @@ def model_from_weights(weights: Weights, where: str) -> ESOD:
 
 def initialise(model: ESOD, weights: Weights) -> MatchReport:
     """Copy every tensor that fits (by name and shape) into a model to be trained; tells which did not."""
-    target = model.state_dict()
-    # Anchors come from the dataset and the image size, never from the initial weights.
-    source = {key: value for key, value in weights.state_dict.items() if key != "head.anchors"}
-    report = match_state_dict(source, target)
-    model.load_state_dict({key: source[key] for key in report.matched}, strict=False)
+    report = match_state_dict(weights.state_dict, model.state_dict())
+    model.load_state_dict({key: weights.state_dict[key] for key in report.matched}, strict=False)
     return report

@@ -14,6 +14,7 @@ Arrays of the output:
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -85,7 +86,9 @@ def decoded_rows(model: ESOD, output: ESODOutput) -> Tensor:
         if not model.config.head.sparse:
             num_anchors = len(anchors_px)
             rows = (
-                rows.view(len(output.patches), -1, num_anchors, rows.shape[1]).transpose(1, 2).flatten(0, 2)
+                rows.view(len(output.patches), math.prod(level.grid_hw), num_anchors, rows.shape[1])
+                .transpose(1, 2)
+                .flatten(0, 2)
             )
         parts.append(rows)
     return torch.cat(parts)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from models.esod import build_model
 from models.weights import Weights, read_weights
-from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, sha256_of
+from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, sha256_of, strip_checkpoint
 from utils.cli import Parser, probability, run_main
 from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig, config_to_dict
 
@@ -40,21 +40,17 @@ def main() -> None:
         raise CheckpointError(
             f"{args.weights}: only {share:.1%} matched, less than --min-match {args.min_match:.0%}"
         )
-    save_checkpoint(
-        args.output,
-        {
-            "config": config_to_dict(config),
-            "names": config.names,
-            "model": {
-                name: weights.state_dict[name].half() for name in report.matched if name != "head.anchors"
-            },
-            "provenance": {
-                "source": Path(args.weights).name,
-                "sha256": sha256_of(args.weights),
-                "license": "as the source's: weights keep the licence of the file they come from",
-            },
+    content = {
+        "config": config_to_dict(config),
+        "names": config.names,
+        "model": {name: weights.state_dict[name] for name in report.matched},
+        "provenance": {
+            "source": Path(args.weights).name,
+            "sha256": sha256_of(args.weights),
+            "license": "as the source's: weights keep the licence of the file they come from",
         },
-    )
+    }
+    save_checkpoint(args.output, strip_checkpoint(content))
     print(f"written: {args.output}")
 
 

@@ -37,7 +37,9 @@ def main() -> None:
     """Parse the command line, read, write."""
     args = build_parser().parse_args()
     if len(args.rows) != len(args.trained):
-        raise ResultError(f"--rows names {len(args.rows)} tests, --trained {len(args.trained)} trainings: one for each")
+        raise ResultError(
+            f"--rows names {len(args.rows)} tests, --trained {len(args.trained)} trainings: one for each"
+        )
     rows = [read_row(args.runs, row, trained) for row, trained in zip(args.rows, args.trained, strict=True)]
     save(args.output.with_suffix(".json"), json.dumps(rows, indent=1))
     curves = copy_curves(args.runs, sorted(set(args.trained)), args.output)
@@ -58,7 +60,9 @@ def read_row(runs: Path, row: str, trained: str) -> dict[str, Any]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file of test.py."""
     if not path.is_file():
-        raise ResultError(f"{path}: no such file; run test.py with --task val and --task measure into that folder")
+        raise ResultError(
+            f"{path}: no such file; run test.py with --task val and --task measure into that folder"
+        )
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
@@ -70,10 +74,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     base = rows[0]["measure"]["gflops_2mac"]["mean"]
     for row in rows:
         values = [row["metrics"][part][key] for _, part, key, _ in COLUMNS]
-        numbers = ["–" if v is None else f"{v * scale:.1f}" for v, (*_, scale) in zip(values, COLUMNS, strict=True)]
+        numbers = [
+            "–" if v is None else f"{v * scale:.1f}" for v, (*_, scale) in zip(values, COLUMNS, strict=True)
+        ]
         measure = row["measure"]
         flops = measure["gflops_2mac"]["mean"]
-        numbers += [f"{flops:.1f}", f"{flops / base:.0%}", f"{measure['fps']:.2f}", f"{measure['patches']['mean']:.1f}"]
+        numbers += [
+            f"{flops:.1f}",
+            f"{flops / base:.0%}",
+            f"{measure['fps']:.2f}",
+            f"{measure['patches']['mean']:.1f}",
+        ]
         lines.append(f"| {row['name']} | " + " | ".join(numbers) + " |")
     return "\n".join(lines)
 
@@ -94,7 +105,7 @@ def page(name: str, rows: list[dict[str, Any]], curves: list[Path]) -> str:
         f"Input {training['img_size']} pixels, {training['epochs']} epochs, batch {training['batch_size']}, trained at "
         f"commit {', '.join(commits)}; tested at {environment.get('git_commit')} on {first['measure']['device']}, torch "
         f"{environment.get('torch')}. GFLOPs: 2 per multiply-accumulate, mean over the images, counted on what really "
-        "ran. FPS: batch 1, decoded image in memory to detections; timings on shared machines are noisy, compare ratios "
+        "ran. FPS: batch 1, letterboxed image in memory to detections; timings on shared machines are noisy, compare ratios "
         "only. All numbers, options and versions: the JSON file beside this page.",
         "",
         f"Made by `bash scripts/{name}.sh`.",
@@ -127,9 +138,13 @@ def build_parser() -> Parser:
     """The parser of this script."""
     parser = Parser("Collect what test.py measured into one table (Markdown and JSON).")
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="folder of the runs")
-    parser.add_argument("--output", type=Path, required=True, metavar="PATH", help="where to write, without ending")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="PATH", help="where to write, without ending"
+    )
     parser.add_argument("--rows", nargs="+", required=True, metavar="NAME", help="tested: folders test-NAME")
-    parser.add_argument("--trained", nargs="+", required=True, metavar="NAME", help="training of each row, in order")
+    parser.add_argument(
+        "--trained", nargs="+", required=True, metavar="NAME", help="training of each row, in order"
+    )
     return parser
 
 

@@ -70,7 +70,9 @@ default_image_size() {
 
 find_python() {
   local venv
-  if [[ -n "${ESOD_VENV:-}" ]]; then
+  if [[ "${ESOD_VENV:-}" == none ]]; then
+    command -v python3 || fail "no python3 found"
+  elif [[ -n "${ESOD_VENV:-}" ]]; then
     venv="$(locate "$ESOD_VENV")"
     [[ -x "$venv/bin/python" ]] || fail "ESOD_VENV=$ESOD_VENV has no bin/python; run scripts/quickstart.sh to make it"
     echo "$venv/bin/python"

@@ -38,11 +38,14 @@ run() {
     "$@"
 }
 
+# Rows of a results.csv below its header: the epochs that are over.
+epochs_done() { if [ -f "$1" ]; then tail -n +2 "$1" | wc -l; else echo 0; fi; }
+
 # train NAME [flags…]: a new run, the rest of an interrupted one, or nothing when it is finished.
 train() {
     local name="$1" last="$RUNS/$1/weights/last.pt"
     shift
-    if [ -f "$RUNS/$name/finished" ]; then echo "== $name is finished"; return; fi
+    if [ "$(epochs_done "$RUNS/$name/results.csv")" -ge "$EPOCHS" ]; then echo "== $name is finished"; return; fi
     echo "== train $name"
     if [ -f "$last" ]; then
         run "$PYTHON" train.py --resume "$last" --device "$DEVICE" --workers "$WORKERS"
@@ -52,7 +55,6 @@ train() {
             --batch-size "$BATCH_SIZE" --workers "$WORKERS" --device "$DEVICE" --notest \
             --project "$RUNS" --name "$name" --exist-ok "$@"
     fi
-    touch "$RUNS/$name/finished"
 }
 
 # evaluate NAME TRAINED [flags…]: accuracy and cost of the weights of a training.

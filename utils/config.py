@@ -126,6 +126,8 @@ class ModelOverrides:
             slicer = dataclasses.replace(slicer, algorithm=self.slicer)
         if self.heatmap_thres is not None:
             slicer = dataclasses.replace(slicer, threshold=self.heatmap_thres)
+            # A patch that was chosen for a weak peak would be computed for nothing if the head ignored the peak.
+            head = dataclasses.replace(head, threshold=min(head.threshold, self.heatmap_thres))
         if self.max_patches is not None:
             slicer = dataclasses.replace(slicer, max_patches=self.max_patches or None)
         if self.head is not None:

@@ -75,11 +75,13 @@ class ImageMeta:
         path: the image file (of a mosaic or mixup: of its first image).
         index: of that image in the dataset.
         letterbox: how that image lies in the input; with augmentation, how it would without.
+        others: further images that a mosaic or mixup took parts of.
     """
 
     path: Path
     index: int
     letterbox: Letterbox
+    others: tuple[Path, ...] = ()
 
 
 @dataclass(eq=False)
@@ -237,13 +239,15 @@ class DetectionDataset(Dataset[Sample]):
             key = SampleKey(self.epoch, int(key))
         hw = key.input_hw or self._fixed_hw[key.index]
         if self._policy is None:
-            return self._sample(self._letterboxed(key.index, hw), key.index, hw)
+            return self._sample(self._letterboxed(key.index, hw), [key.index], hw)
         rng = np.random.default_rng([self._seed, key.epoch, _SAMPLE, key.index, key.draw])
-        picture = self._augmented(self._policy, key.index, hw, rng)
+        used = self._choose(self._policy, key.index, rng)
+        picture = self._augmented(self._policy, used, hw, rng)
         if rng.random() < self._policy.mixup:
-            other = int(rng.integers(len(self)))
-            picture = blend(picture, self._augmented(self._policy, other, hw, rng), rng)
-        return self._sample(picture, key.index, hw)
+            others = self._choose(self._policy, int(rng.integers(len(self))), rng)
+            picture = blend(picture, self._augmented(self._policy, others, hw, rng), rng)
+            used = used + others
+        return self._sample(picture, used, hw)
 
     def rect_batches(self, epoch: int | None) -> list[RectBatch]:
         """Batches of similar shape: shuffled for an epoch, or with None the fixed ones of evaluation."""
@@ -289,14 +293,17 @@ class DetectionDataset(Dataset[Sample]):
             partial(self._pixels.read, index),
         )
 
+    def _choose(self, policy: TrainPolicy, index: int, rng: np.random.Generator) -> list[int]:
+        """An image, alone or followed by three random ones for a mosaic."""
+        if self.rect or rng.random() >= policy.mosaic:
+            return [index]
+        return [index, *rng.integers(len(self), size=3).tolist()]
+
     def _augmented(
-        self, policy: TrainPolicy, index: int, hw: tuple[int, int], rng: np.random.Generator
+        self, policy: TrainPolicy, chosen: Sequence[int], hw: tuple[int, int], rng: np.random.Generator
     ) -> Picture:
-        chosen = [index]
-        if not self.rect and rng.random() < policy.mosaic:
-            chosen += rng.integers(len(self), size=3).tolist()
-            rng.shuffle(chosen)
-        return policy([self._source(i) for i in chosen], hw, rng)
+        places = rng.permutation(len(chosen)) if len(chosen) > 1 else range(1)
+        return policy([self._source(chosen[i]) for i in places], hw, rng)
 
     def _letterboxed(self, index: int, hw: tuple[int, int]) -> Picture:
         """The image as it is in evaluation: every box stays, however small it becomes."""
@@ -311,7 +318,8 @@ class DetectionDataset(Dataset[Sample]):
             heatmap = warp_heatmap(source.heatmap(), matrix[:2], hw)
         return Picture(letterbox_image(image, letterbox, image_scale), xyxy, source.labels, heatmap)
 
-    def _sample(self, picture: Picture, index: int, hw: tuple[int, int]) -> Sample:
+    def _sample(self, picture: Picture, used: Sequence[int], hw: tuple[int, int]) -> Sample:
+        index = used[0]
         letterbox = Letterbox.fit(tuple_hw(self.image_hw[index].tolist()), hw)
         boxes = to_centres(picture.xyxy) / np.array([hw[1], hw[0], hw[1], hw[0]], dtype=np.float32)
         return Sample(
@@ -319,7 +327,7 @@ class DetectionDataset(Dataset[Sample]):
             torch.from_numpy(boxes.astype(np.float32)),
             torch.from_numpy(picture.labels),
             torch.from_numpy(picture.heatmap)[None],
-            ImageMeta(self.images[index], index, letterbox),
+            ImageMeta(self.images[index], index, letterbox, tuple(self.images[i] for i in used[1:])),
         )
 
 

@@ -270,7 +270,7 @@ class EarlyStopping:
 
     def should_stop(self, epoch: int) -> bool:
         """Whether ``patience`` epochs have passed since the best one."""
-        return self.patience > 0 and epoch - max(self.best_epoch, 0) >= self.patience
+        return self.best_epoch >= 0 and 0 < self.patience <= epoch - self.best_epoch
 
     def state_dict(self) -> dict[str, float | int]:
         """Plain numbers."""

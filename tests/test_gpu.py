@@ -1,0 +1,116 @@
+"""What only a GPU can show: types and devices that a CPU forgives, and agreement with the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from models.decode import PostprocessConfig, postprocess
+from models.esod import ESOD, build_model
+from models.loss import DetectionLoss
+from models.training_patches import training_selector
+from utils.boxes import Letterbox
+from utils.config import HeadConfig, HypConfig, ModelConfig, SlicerConfig
+from utils.optim import ModelEMA, build_optimizer
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+MODES = [
+    ("grid", False),
+    ("grid", True),
+    ("greedy", False),
+    ("greedy", True),
+    ("none", False),
+    ("none", True),
+]
+
+
+def build(slicer: str = "grid", sparse: bool = False) -> ESOD:
+    torch.manual_seed(2)
+    config = ModelConfig(
+        width=0.25,
+        num_classes=3,
+        slicer=SlicerConfig(algorithm=slicer),  # type: ignore[arg-type]
+        head=HeadConfig(sparse=sparse),
+    )
+    model = build_model(config)
+    assert model.seeker is not None
+    predict = model.seeker.predict
+    assert isinstance(predict, torch.nn.Conv2d)
+    torch.nn.init.normal_(predict.weight, std=30.0)
+    torch.nn.init.zeros_(predict.bias)  # type: ignore[arg-type]
+    return model.eval()
+
+
+@pytest.mark.parametrize(("slicer", "sparse"), MODES)
+@torch.inference_mode()
+def test_the_gpu_finds_what_the_cpu_finds(slicer: str, sparse: bool) -> None:
+    model = build(slicer, sparse)
+    images = torch.rand(2, 3, 256, 320)
+    expected = model(images)
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    found = model.cuda()(images.cuda())
+    assert torch.equal(found.patches.xyxy_cell.cpu(), expected.patches.xyxy_cell)
+    for a, b in zip(found.levels, expected.levels, strict=True):
+        torch.testing.assert_close(a.raw.cpu(), b.raw, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("slicer", "sparse"), MODES)
+@torch.inference_mode()
+def test_half_precision(slicer: str, sparse: bool, dtype: torch.dtype) -> None:
+    model = build(slicer, sparse).fuse().to("cuda", dtype)
+    output = model(torch.rand(2, 3, 256, 320, device="cuda", dtype=dtype))
+    boxes = [Letterbox.fit((256, 320), (256, 320))] * 2
+    assert len(postprocess(output, model.head.anchors.float(), boxes, PostprocessConfig(conf_thres=0.0))) == 2
+
+
+@torch.inference_mode()
+def test_one_wait_for_the_device_per_forward() -> None:
+    """After the first pass, a grid forward with a sparse head synchronises once."""
+    import warnings
+
+    model = build("grid", sparse=True).cuda()
+    images = torch.rand(1, 3, 256, 320, device="cuda")
+    model(images)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model(images)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    assert len(waits) <= 1, [str(w.message) for w in waits]
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heatmap_loss", ["bce", "focal_dice"])
+def test_training_steps(dtype: torch.dtype | None, heatmap_loss: str) -> None:
+    model = build().train().cuda()
+    hyp = replace(HypConfig(), heatmap_loss=heatmap_loss)
+    criterion = DetectionLoss(model.head.anchors, 3, hyp, torch.tensor([5, 3, 1])).cuda()
+    optimizer = build_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
+    scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
+    ema = ModelEMA(model)
+    images, label = torch.rand(2, 3, 256, 320, device="cuda"), torch.zeros(2, 1, 32, 40, device="cuda")
+    label[:, :, 4:8, 5:9] = 1
+    targets = torch.tensor([[0, 1, 0.2, 0.2, 0.1, 0.1], [1, 2, 0.2, 0.2, 0.05, 0.1]], device="cuda")
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        selector = training_selector(label, model.config.slicer, hyp, step / 3, 3, generator)
+        with torch.autocast("cuda", dtype=dtype or torch.float16, enabled=dtype is not None):
+            losses = criterion(model(images, selector), targets, label)
+        scaler.scale(losses["total"]).backward()  # type: ignore[no-untyped-call]
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        ema.update(model)
+        assert torch.isfinite(losses["total"])
+    assert all(torch.isfinite(p).all() for p in model.parameters())
