@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -278,7 +278,7 @@ def unwrap(model: nn.Module) -> ESOD:
     return inner
 
 
-def _no_sync(model: nn.Module, update: bool):  # type: ignore[no-untyped-def]
+def _no_sync(model: nn.Module, update: bool) -> AbstractContextManager[None]:
     """Gradients travel between processes only in the batch before a step."""
     return model.no_sync() if isinstance(model, DistributedDataParallel) and not update else nullcontext()
 
