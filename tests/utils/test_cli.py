@@ -197,7 +197,8 @@ def test_model_options_replace_only_what_is_given() -> None:
     assert changed_by("", config) == config
     changed = changed_by("--slicer greedy --heatmap-thres 0 --max-patches 3 --head dense", config)
     assert changed.slicer == SlicerConfig("greedy", threshold=0.0, max_patches=3)
-    assert changed.head == HeadConfig(sparse=False)
+    # A patch chosen for a weak peak is of use only when the head looks at the peak too.
+    assert changed.head == HeadConfig(sparse=False, threshold=0.0)
     assert changed_by("--max-patches 0", config).slicer.max_patches is None
     assert changed_by("--slicer none", config).slicer.algorithm == "none"
     assert config.slicer.threshold == 0.4
