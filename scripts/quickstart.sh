@@ -67,8 +67,8 @@ step "Draw the sample images" "$PYTHON" scripts/make_sample.py --output sample
 step "Prepare them: labels, lists, heatmaps" \
     "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root sample --detect-list "$LIST"
 step "Fine-tune the shipped model for $EPOCHS epochs" \
-    "$PYTHON" train.py --data data/sample.yaml --cfg models/cfg/yolov5n.yaml --weights weights/sample_yolov5n.pt --hyp data/hyps/finetune.yaml \
-    --epochs "$EPOCHS" --batch-size "$BATCH_SIZE" "${common[@]}" --name train
+    "$PYTHON" train.py --data data/sample.yaml --cfg models/cfg/yolov5n.yaml --weights weights/sample_yolov5n.pt \
+    --hyp data/hyps/quickstart.yaml --optimizer adamw --rect --epochs "$EPOCHS" --batch-size "$BATCH_SIZE" "${common[@]}" --name train
 step "Test it: accuracy" "$PYTHON" "${testing[@]}" --task val --batch-size "$BATCH_SIZE" --name test
 step "Test it: what it costs" "$PYTHON" "${testing[@]}" --task measure --batch-size 1 --name test
 step "The same weights without slicing: accuracy" \
