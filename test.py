@@ -45,8 +45,9 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
     """Tasks val, test and train: score the detections and the patches on that split."""
     names = ["object"] if args.single_cls else dataset.names
     loader = evaluation_loader(
-        dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls
-    )
+        dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls,
+        pin_memory=detector.device.type == "cuda",
+    )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
     outputs = TestOutputs(
         folder, names, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,14 +17,23 @@ from utils.dist import DistInfo, main_process_first
 from utils.mosaic import mosaic_picture
 
 
+class TrainingData(NamedTuple):
+    """The training set, its loader, and the loader of the validation set (None but on the main process)."""
+
+    images: DetectionDataset
+    train_loader: DataLoader[Batch]
+    val_loader: DataLoader[Batch] | None
+
+
 def build_data(
-    config: TrainConfig, hyp: HypConfig, dataset: DatasetConfig, dist: DistInfo
-) -> tuple[DetectionDataset, DataLoader[Batch], DataLoader[Batch] | None]:
-    """Training set and its loader; loader of the validation set on the main process, None elsewhere."""
+    config: TrainConfig, hyp: HypConfig, dataset: DatasetConfig, dist: DistInfo, device: torch.device
+) -> TrainingData:
+    """Training set and its loader; loader of the validation set on the main process."""
     if config.batch_size % dist.world_size:
         raise ConfigError(
             f"--batch-size {config.batch_size} (over all processes) is not a multiple of the {dist.world_size} processes"
         )
+    pin_memory = device.type == "cuda"
     own_batch = config.batch_size // dist.world_size
     with main_process_first():
         train_data = DetectionDataset(
@@ -43,14 +52,29 @@ def build_data(
     if config.image_weights:
         weights = draw_weights(train_data, class_counts(train_data, dataset.nc), [0.0] * dataset.nc)
     train_loader = build_loader(
-        train_data, own_batch, config.workers, True, config.seed, dist.rank, dist.world_size, weights
+        train_data,
+        own_batch,
+        config.workers,
+        True,
+        config.seed,
+        dist.rank,
+        dist.world_size,
+        weights,
+        pin_memory,
     )
     if not dist.is_main:
-        return train_data, train_loader, None
+        return TrainingData(train_data, train_loader, None)
     val_loader = evaluation_loader(
-        dataset, config.data, "val", config.size(), config.batch_size, config.workers, config.single_cls
+        dataset,
+        config.data,
+        "val",
+        config.size(),
+        config.batch_size,
+        config.workers,
+        config.single_cls,
+        pin_memory,
     )
-    return train_data, train_loader, val_loader
+    return TrainingData(train_data, train_loader, val_loader)
 
 
 def evaluation_loader(
@@ -61,13 +85,14 @@ def evaluation_loader(
     batch_size: int,
     workers: int,
     single_class: bool,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Loader of a split without augmentation, images padded as little as possible.
 
     Args:
         dataset: of the YAML file at ``data``.
         split: "train", "val" or "test".
-        img_size, batch_size, workers, single_class: see `DetectionDataset` and `build_loader`.
+        img_size, batch_size, workers, single_class, pin_memory: see `DetectionDataset` and `build_loader`.
     """
     images = DetectionDataset(
         resolve_split(dataset, data, split),
@@ -79,7 +104,7 @@ def evaluation_loader(
         batch_size=batch_size,
         single_class=single_class,
     )
-    return build_loader(images, batch_size, workers, shuffle=False, seed=0)
+    return build_loader(images, batch_size, workers, shuffle=False, seed=0, pin_memory=pin_memory)
 
 
 def class_counts(data: DetectionDataset, num_classes: int) -> Tensor:

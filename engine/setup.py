@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
-from engine.loaders import build_data, class_counts, draw_weights, mosaic_of_batch
+from engine.loaders import TrainingData, build_data, class_counts, draw_weights, mosaic_of_batch
 from models.esod import ESOD, build_model
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
@@ -57,16 +57,25 @@ BATCH_PICTURES = 3
 
 
 @dataclass
-class TrainingRun:
-    """The parts of a run; see the functions below for how each is made."""
+class RunOptions:
+    """What a run is built from: its options, and where it runs."""
 
     config: TrainConfig
     hyp: HypConfig
+    overrides: ModelOverrides
+    """Changes to the model of --cfg."""
     dataset: DatasetConfig
-    names: list[str]
     folder: Path
+    """Of the run; exists."""
     dist: DistInfo
     device: torch.device
+
+
+@dataclass
+class TrainingRun(RunOptions):
+    """The parts of a run; see the functions below for how each is made."""
+
+    names: list[str]
     amp_dtype: torch.dtype | None
     model: ESOD
     ema: ModelEMA
@@ -76,7 +85,6 @@ class TrainingRun:
     scaler: torch.amp.GradScaler
     stopping: EarlyStopping
     accumulate: int
-    overrides: ModelOverrides
     train_data: DetectionDataset
     train_loader: DataLoader[Batch]
     val_loader: DataLoader[Batch] | None
@@ -134,94 +142,64 @@ def build_run(
     if config.single_cls:
         dataset = replace(dataset, nc=1, names=["object"])
     initial = read_weights(weights) if weights is not None and resume is None else None
+    options = RunOptions(config, hyp, overrides, dataset, folder, dist, device)
     if resume is not None:
         model_config = config_from_dict(ModelConfig, resume["config"])
     else:
         model_config = resolve_model(config, dataset, overrides, initial)
-    train_data, train_loader, val_loader = build_data(config, hyp, dataset, dist)
+    data = build_data(config, hyp, dataset, dist, device)
     if resume is None:
-        sizes, automatic = train_data.sizes_px(), not config.noautoanchor
+        sizes, automatic = data.images.sizes_px(), not config.noautoanchor
         anchors = check_anchors(model_config.anchors, sizes, hyp, automatic)
         model_config = replace(model_config, anchors=anchors)
     model = build_model(model_config)
     provenance: dict[str, Any] = {
         "environment": environment_report(),
-        "data": dataset_fingerprint(train_data.images),
+        "data": dataset_fingerprint(data.images.images),
     }
     if initial is not None:
         get_logger().info(f"initial weights {weights}: {initialise(model, initial).summary()}")
         provenance["initial_weights"] = {**initial.provenance, "file": str(weights)}
-    return _assemble(
-        config,
-        hyp,
-        overrides,
-        dataset,
-        folder,
-        dist,
-        device,
-        model,
-        train_data,
-        train_loader,
-        val_loader,
-        provenance,
-        resume,
-    )
+    return _assemble(options, data, model, provenance, resume)
 
 
 def _assemble(
-    config: TrainConfig,
-    hyp: HypConfig,
-    overrides: ModelOverrides,
-    dataset: DatasetConfig,
-    folder: Path,
-    dist: DistInfo,
-    device: torch.device,
+    options: RunOptions,
+    data: TrainingData,
     model: ESOD,
-    train_data: DetectionDataset,
-    train_loader: DataLoader[Batch],
-    val_loader: DataLoader[Batch] | None,
     provenance: dict[str, Any],
     resume: Mapping[str, Any] | None,
 ) -> TrainingRun:
     """Model on its device, criterion, optimiser and schedule around the data."""
-    if config.sync_bn and dist.world_size > 1:
+    config, hyp, dataset, device = options.config, options.hyp, options.dataset, options.device
+    world_size = options.dist.world_size
+    if config.sync_bn and world_size > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(model, config.freeze, uncounted=("seeker",))
     if frozen:
         get_logger().info(f"frozen: {len(frozen)} parameters under {', '.join(config.freeze)}")
     accumulate = accumulation_steps(hyp.nominal_batch, config.batch_size)
     decay = scaled_weight_decay(hyp.weight_decay, hyp.nominal_batch, config.batch_size, accumulate)
     amp_dtype = choose_amp(config.amp, device)
-    criterion = DetectionLoss(
-        torch.tensor(model.config.anchors),
-        dataset.nc,
-        hyp,
-        class_counts(train_data, dataset.nc),
-        sum_over_processes,
-        dist.world_size,
-    )
+    counts = class_counts(data.images, dataset.nc)
+    anchors = torch.tensor(model.config.anchors)
+    criterion = DetectionLoss(anchors, dataset.nc, hyp, counts, sum_over_processes, world_size)
     return TrainingRun(
-        config=config,
-        hyp=hyp,
-        dataset=dataset,
+        **vars(options),
         names=dataset.names,
-        folder=folder,
-        dist=dist,
-        device=device,
         amp_dtype=amp_dtype,
         model=model,
         ema=ModelEMA(model),
         criterion=criterion.to(device),
         optimizer=build_optimizer(model, config.optimizer, hyp.lr0, hyp.momentum, decay),
-        schedule=LearningRate(hyp, len(train_loader), config.epochs),
+        schedule=LearningRate(hyp, len(data.train_loader), config.epochs),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16),
         stopping=EarlyStopping(config.patience),
         accumulate=accumulate,
-        overrides=overrides,
-        train_data=train_data,
-        train_loader=train_loader,
-        val_loader=val_loader,
+        train_data=data.images,
+        train_loader=data.train_loader,
+        val_loader=data.val_loader,
         provenance=provenance,
         class_ap=[0.0] * dataset.nc,
         resume=resume,

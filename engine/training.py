@@ -131,8 +131,9 @@ def train_one_epoch(
 
 
 def prepare(batch: Batch, settings: StepSettings, generator: torch.Generator) -> Batch:
-    """The batch on the device; with multi_scale, resized by a random factor to a multiple of 32."""
+    """The batch on the device, channels last; with multi_scale, resized by a random factor to a multiple of 32."""
     batch = batch.to(settings.device, non_blocking=True)
+    batch.images = batch.images.contiguous(memory_format=torch.channels_last)
     if not settings.multi_scale:
         return batch
     height, width = batch.images.shape[2:]

@@ -126,8 +126,8 @@ class ESOD(nn.Module):
         counts = torch.stack([m.sum() for m in (candidates.keep, *masks)]).tolist()
         patches = candidates.take(counts[0]).to(device)
         positions: list[Tensor | None] = [None, None, None]
+        kept_order = candidates.keep.cumsum(0) - 1
         for level, (mask, count) in enumerate(zip(masks, counts[1:], strict=True)):
-            kept_order = candidates.keep.cumsum(0) - 1
             position = torch.nonzero_static(mask, size=count)
             position[:, 0] = kept_order[position[:, 0]]
             positions[level] = position.to(device, non_blocking=True)

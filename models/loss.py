@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,11 @@ LEVEL_BALANCE = (4.0, 1.0, 0.4)
 TINY_AREA_PX = 256.0
 """Objects below this area (16×16 input pixels) weigh more in the weighted BCE of the heatmap."""
 MAX_WEIGHT = 5.0
+REFERENCE_SIDE_PX = 640
+REFERENCE_CLASSES = 80
+"""YOLOv5's loss weights are stated for 640×640 inputs and 80 classes. Objectness is summed over the trained positions
+and divided by those of such an input, classes by those of such a detector: what one object weighs depends neither on the
+input's size, nor on how many patches are kept, nor on how many classes there are."""
 LEAST_LABEL_SHARE = 0.01
 EPSILON_PX = 1e-6
 FOCAL_TO_DICE = 20.0
@@ -35,6 +41,14 @@ class Mean:
 
     total: Tensor
     count: Tensor
+
+
+class LevelTerms(NamedTuple):
+    """The terms of one pyramid level."""
+
+    box: Mean
+    obj: Mean
+    cls: Mean
 
 
 class DetectionLoss(nn.Module):
@@ -70,7 +84,6 @@ class DetectionLoss(nn.Module):
         """
         super().__init__()
         self.hyp = hyp
-        self.num_classes = num_classes
         self.reduce_counts = reduce_counts or (lambda counts: counts)
         self.world_size = world_size
         self.register_buffer("anchors", anchors.clone(), persistent=False)
@@ -93,32 +106,33 @@ class DetectionLoss(nn.Module):
         map_hw = (heatmaps.shape[2], heatmaps.shape[3])
         input_hw = (map_hw[0] * STRIDE, map_hw[1] * STRIDE)
         in_patch = targets_in_patches(targets, output.patches, input_hw)
-        terms: list[Mean] = []
-        for level, anchors_px in zip(output.levels, self.anchors, strict=True):
-            terms += self._level(level, anchors_px, in_patch)
-        terms += self._heatmap(output.heatmap_logits, targets, heatmaps)
-        return self._combine(terms, len(heatmaps))
+        levels = [
+            self._level(level, anchors_px, in_patch, len(heatmaps))
+            for level, anchors_px in zip(output.levels, self.anchors, strict=True)
+        ]
+        return self._combine(levels, self._heatmap(output.heatmap_logits, targets, heatmaps), len(heatmaps))
 
-    def _combine(self, terms: list[Mean], images: int) -> dict[str, Tensor]:
-        """Weigh and add the terms: (box, objectness, class) of every level, then the heatmap's."""
+    def _combine(self, levels: list[LevelTerms], heatmap: list[Mean], images: int) -> dict[str, Tensor]:
+        """Weigh and add the terms of the levels and of the heatmap; their counts are shared in one go."""
+        terms = [term for level in levels for term in level] + heatmap
         counts = torch.stack([t.count.float() for t in terms] + [self.anchors.new_full((), float(images))])
         counts = self.reduce_counts(counts)
         means = [t.total / n.clamp(min=1) for t, n in zip(terms, counts[:-1], strict=True)]
-        levels = len(self.anchors)
-        box, obj, cls = (torch.stack(means[kind : 3 * levels : 3]) for kind in range(3))
+        first = len(terms) - len(heatmap)
+        box, obj, cls = torch.stack(means[:first]).view(len(levels), -1).unbind(dim=1)
         losses = {
             "box": box.sum() * self.hyp.box,
             "obj": (obj * self.level_balance).sum() * self.hyp.obj,
             "cls": cls.sum() * self.hyp.cls,
-            "heatmap": torch.stack(means[3 * levels :]).sum() * self.hyp.heatmap,
+            "heatmap": torch.stack(means[first:]).sum() * self.hyp.heatmap,
         }
         # DDP divides by the number of processes what has been divided by the joint counts already.
         losses["total"] = torch.stack(list(losses.values())).sum() * counts[-1] * self.world_size
         return losses
 
     def _level(
-        self, level: LevelOutput, anchors_px: Tensor, targets: PatchTargets
-    ) -> tuple[Mean, Mean, Mean]:
+        self, level: LevelOutput, anchors_px: Tensor, targets: PatchTargets, images: int
+    ) -> LevelTerms:
         """Box, objectness and class terms of one level."""
         raw = level.raw.float()
         objectness = torch.zeros_like(raw[..., 4])
@@ -139,10 +153,11 @@ class DetectionLoss(nn.Module):
             raw[..., 4], objectness, pos_weight=raw.new_full((), self.hyp.obj_pw), reduction="sum"
         )
         positives = raw.new_full((), float(len(found.row)))
-        return (
+        reference = images * raw.shape[1] * (REFERENCE_SIDE_PX / level.stride) ** 2
+        return LevelTerms(
             Mean((1 - overlap).sum(), positives),
-            Mean(obj, raw.new_full((), float(objectness.numel()))),
-            Mean(self._classes(chosen[:, 5:], found.label), positives * self.num_classes),
+            Mean(obj, raw.new_full((), reference)),
+            Mean(self._classes(chosen[:, 5:], found.label), positives * REFERENCE_CLASSES),
         )
 
     def _classes(self, logits: Tensor, label: Tensor) -> Tensor:

@@ -344,6 +344,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     image_weights: npt.NDArray[np.float64] | None = None,
+    pin_memory: bool = False,
 ) -> DataLoader[Batch]:
     """Batches of a dataset for one process; see `EpochBatchSampler` for how processes share them.
 
@@ -355,6 +356,7 @@ def build_loader(
         seed: of the order.
         rank, world_size: this process among all.
         image_weights: draw images with these relative frequencies instead of once each.
+        pin_memory: page-locked batches, which copy to a GPU faster; on when the model is on one.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -375,7 +377,7 @@ def build_loader(
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pin_memory,
         persistent_workers=workers > 0,
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers > 0 and dataset.shares_memory else None,

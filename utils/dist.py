@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as torch_dist
@@ -20,7 +20,6 @@ from torch import Tensor
 from utils.logger import get_logger
 
 T = TypeVar("T")
-P = ParamSpec("P")
 
 # The main process evaluates and writes alone while the others wait, which may take long on a big set.
 _TIMEOUT = datetime.timedelta(hours=2)
@@ -104,15 +103,6 @@ def barrier() -> None:
         torch_dist.barrier()
 
 
-def all_gather_object(value: T) -> list[T]:
-    """Every process's value (any picklable object), in the order of ranks, in every process."""
-    if world_size() == 1:
-        return [value]
-    gathered: list[T | None] = [None] * world_size()
-    torch_dist.all_gather_object(gathered, value)
-    return gathered  # type: ignore[return-value]
-
-
 def broadcast_object(value: T) -> T:
     """The main process's value in every process; what the others give is dropped."""
     if world_size() == 1:
@@ -122,32 +112,12 @@ def broadcast_object(value: T) -> T:
     return holder[0]
 
 
-def reduce_mean(value: Tensor) -> Tensor:
-    """Mean over all processes of a tensor of any shape: a new tensor, same device, floating.
-
-    Every process must call it with the same shape and type.
-    """
-    value = value.detach()
-    if not value.is_floating_point():
-        value = value.float()
-    if world_size() == 1:
-        return value.clone()
-    total = value.to(_collective_device(), copy=True)
-    torch_dist.all_reduce(total)
-    return (total / world_size()).to(value.device)
-
-
 def sum_over_processes(value: Tensor) -> Tensor:
     """Sum over all processes of a tensor of any shape: a new tensor, same device and type, without gradient."""
     total = value.detach().clone()
     if world_size() > 1:
         torch_dist.all_reduce(total)
     return total
-
-
-def on_main(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-    """Call a function in the main process only; None in the others, which do not wait."""
-    return function(*args, **kwargs) if is_main() else None
 
 
 @contextlib.contextmanager

@@ -40,14 +40,6 @@ def environment_report() -> dict[str, str | int | bool | None]:
     }
 
 
-def environment_line() -> str:
-    """One line for the head of a log."""
-    report = environment_report()
-    where = report["gpu"] or report["cpu"]
-    commit = str(report["git_commit"] or "no git commit")[:10] + ("+" if report["git_dirty"] else "")
-    return f"Python {report['python']}, PyTorch {report['torch']}, {where}, commit {commit}"
-
-
 def cpu_name() -> str:
     """Model name of the processor, as well as the system tells it."""
     try:

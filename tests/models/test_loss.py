@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from torchvision.ops import complete_box_iou_loss
 
 from models.decode import decode
 from models.esod import ESOD
-from models.loss import DetectionLoss, cell_weights, complete_iou, focal_dice_loss, weighted_bce_loss
+from models.loss import (
+    LEVEL_BALANCE,
+    DetectionLoss,
+    cell_weights,
+    complete_iou,
+    focal_dice_loss,
+    weighted_bce_loss,
+)
 from models.slicer import Patches, fixed_grid
 from models.training_patches import TrainingSelector
 from tests.models.conftest import BuildTiny
@@ -67,6 +75,38 @@ def test_no_patches(tiny: BuildTiny) -> None:
     assert [
         n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()
     ] == []
+
+
+def test_objectness_of_disjoint_patches_adds_up(tiny: BuildTiny) -> None:
+    """What an object weighs does not depend on how many patches are trained beside its own."""
+
+    def every_second(start: int, logits: Tensor) -> Patches:
+        grid = whole_grid(logits)
+        return Patches(grid.image_index[start::2], grid.xyxy_cell[start::2], grid.size_cell)
+
+    model = tiny().eval()
+    images = torch.rand(2, 3, 128, 128)
+    criterion = DetectionLoss(model.head.anchors, 3, HypConfig())
+    whole, even, odd = (
+        criterion(model(images, choose), TARGETS, torch.zeros(2, 1, 16, 16))["obj"]
+        for choose in (whole_grid, partial(every_second, 0), partial(every_second, 1))
+    )
+    torch.testing.assert_close(whole, even + odd)
+
+
+def test_objectness_and_classes_by_hand(tiny: BuildTiny) -> None:
+    """All logits 0: every position costs log 2 in objectness, every class of a matched anchor log 2 too."""
+    model = tiny().eval()
+    output = model(torch.rand(1, 3, 128, 128), whole_grid)
+    for level in output.levels:
+        level.raw = torch.zeros_like(level.raw)
+    losses = DetectionLoss(model.head.anchors, 3, HypConfig())(output, TARGETS[:1], torch.zeros(1, 1, 16, 16))
+    anchors_per_cell = model.head.anchors.shape[1]
+    cells = [(128 / s) ** 2 / (640 / s) ** 2 for s in (8, 16, 32)]
+    expected = sum(share * weight for share, weight in zip(cells, LEVEL_BALANCE, strict=True)) * math.log(2)
+    assert anchors_per_cell == 3 and losses["obj"].item() == pytest.approx(expected, rel=1e-5)
+    matched_levels = round(losses["cls"].item() / (0.5 * 3 / 80 * math.log(2)), 4)
+    assert matched_levels in (1, 2, 3)
 
 
 def test_perfect_prediction_has_no_box_loss(tiny: BuildTiny) -> None:

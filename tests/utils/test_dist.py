@@ -25,9 +25,7 @@ folder = Path(sys.argv[1])
 info = dist.init_distributed("cpu")
 again = dist.init_distributed("cpu")
 source = torch.tensor([info.rank, 3], dtype=torch.int64)
-mean = dist.reduce_mean(source)
 total = dist.sum_over_processes(source)
-half = dist.reduce_mean(torch.tensor([1.0 + info.rank], dtype=torch.bfloat16))
 with dist.main_process_first():
     found = (folder / "cache").exists()
     if info.is_main:
@@ -36,13 +34,9 @@ with dist.main_process_first():
 result = {
     "info": [info.rank, info.local_rank, info.world_size, info.is_main, again == info],
     "is_main": dist.is_main(),
-    "gathered": dist.all_gather_object({"rank": info.rank}),
     "broadcast": dist.broadcast_object(f"from {info.rank}"),
-    "mean": mean.tolist(),
     "total": total.tolist(),
     "source": source.tolist(),
-    "half": [half.item(), str(half.dtype)],
-    "on_main": dist.on_main(lambda x: x + 1, 1),
     "found": found,
 }
 dist.barrier()
@@ -91,13 +85,9 @@ def test_two_processes(tmp_path: Path, root: Path) -> None:
         assert result == {
             "info": [rank, rank, 2, rank == 0, True],
             "is_main": rank == 0,
-            "gathered": [{"rank": 0}, {"rank": 1}],
             "broadcast": "from 0",
-            "mean": [0.5, 3.0],
             "total": [1, 6],
             "source": [rank, 3],
-            "half": [1.5, "torch.bfloat16"],
-            "on_main": 2 if rank == 0 else None,
             "found": rank == 1,
         }
 
@@ -108,12 +98,8 @@ def test_a_single_process_is_an_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     assert dist.init_distributed("cpu") == DistInfo(0, 0, 1)
     assert DistInfo().is_main and dist.is_main() and dist.world_size() == 1
     value = torch.tensor([1, 2])
-    mean = dist.reduce_mean(value)
-    assert mean.tolist() == [1.0, 2.0] and mean.is_floating_point()
     assert dist.sum_over_processes(value).tolist() == [1, 2]
-    assert dist.all_gather_object("x") == ["x"]
     assert dist.broadcast_object("x") == "x"
-    assert dist.on_main(max, 1, 2) == 2
     with dist.main_process_first():
         dist.barrier()
     dist.cleanup()
