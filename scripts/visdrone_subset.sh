@@ -2,12 +2,12 @@
 # The comparison of docs/results/visdrone_subset.md: YOLOv5s from COCO weights, fine-tuned twice with the same
 # schedule on a folder in VisDrone's layout, dense and with ESOD; both tested for accuracy and cost.
 #
-#     bash scripts/visdrone_subset.sh                      on the CPU: 640 pixels, 10 epochs
+#     bash scripts/visdrone_subset.sh                      on the CPU: 640 pixels, 8 epochs
 #     DEVICE=0 IMAGE_SIZE=1536 EPOCHS=50 bash scripts/visdrone_subset.sh
 #
 #   ROOT=VisDrone        the dataset (see scripts/data_prepare.py)
 #   WEIGHTS=…            initial weights (weights/pretrained/yolov5s.pt)
-#   DEVICE=cpu  IMAGE_SIZE=640  EPOCHS=10  BATCH_SIZE=8  WORKERS=2
+#   DEVICE=cpu  IMAGE_SIZE=640  EPOCHS=8  BATCH_SIZE=4  WORKERS=2
 #   RUNS=runs/visdrone_subset
 #
 # May be stopped and started again: a finished training is kept, an interrupted one is resumed.
@@ -24,8 +24,8 @@ ROOT="${ROOT:-VisDrone}"
 WEIGHTS="${WEIGHTS:-weights/pretrained/yolov5s.pt}"
 DEVICE="${DEVICE:-cpu}"
 IMAGE_SIZE="${IMAGE_SIZE:-640}"
-EPOCHS="${EPOCHS:-10}"
-BATCH_SIZE="${BATCH_SIZE:-8}"
+EPOCHS="${EPOCHS:-8}"
+BATCH_SIZE="${BATCH_SIZE:-4}"
 WORKERS="${WORKERS:-2}"
 RUNS="${RUNS:-runs/visdrone_subset}"
 PYTHON="${PYTHON:-$(bash scripts/setup_env.sh)}"
@@ -51,7 +51,7 @@ train() {
         run "$PYTHON" train.py --resume "$last" --device "$DEVICE" --workers "$WORKERS"
     else
         run "$PYTHON" train.py --data data/visdrone_subset.yaml --cfg models/cfg/yolov5s.yaml --weights "$WEIGHTS" \
-            --hyp data/hyps/finetune.yaml --img-size "$IMAGE_SIZE" --rect --epochs "$EPOCHS" \
+            --hyp data/hyps/finetune.yaml --optimizer adamw --img-size "$IMAGE_SIZE" --rect --epochs "$EPOCHS" \
             --batch-size "$BATCH_SIZE" --workers "$WORKERS" --device "$DEVICE" --notest \
             --project "$RUNS" --name "$name" --exist-ok "$@"
     fi
