@@ -17,7 +17,7 @@ from engine.loaders import TrainingData, build_data, class_counts, draw_weights,
 from models.esod import ESOD, build_model
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
-from utils.anchors import best_possible_recall, kmeans_anchors
+from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
 from utils.config import (
     Anchors,
     ConfigError,
@@ -51,8 +51,6 @@ from utils.optim import (
 )
 from utils.sampling import EpochBatchSampler
 
-LEAST_ANCHOR_RECALL = 0.98
-"""Below this best possible recall new anchors are computed, unless --noautoanchor."""
 BATCH_PICTURES = 3
 
 
@@ -269,14 +267,14 @@ def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bo
         anchors: of the dataset YAML at this image size.
         sizes_px: [N, 2] width and height of the training boxes in input pixels.
         hyp: for its anchor_t.
-        automatic: replace anchors whose best possible recall is below `LEAST_ANCHOR_RECALL`.
+        automatic: replace anchors whose best possible recall is below `GOOD_RECALL`.
     """
     log = get_logger()
     if len(sizes_px) == 0:
         return anchors
     recall, matching = best_possible_recall(sizes_px, anchors, hyp.anchor_t)
     log.info(f"anchors: best possible recall {recall:.4f}, {matching:.2f} of 9 match an object")
-    if recall >= LEAST_ANCHOR_RECALL or not automatic:
+    if recall >= GOOD_RECALL or not automatic:
         return anchors
     try:
         better = kmeans_anchors(sizes_px)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy.typing as npt
 
 from utils.config import Anchors
 
+GOOD_RECALL = 0.98
+"""Below this best possible recall the anchors are worth replacing."""
 LEVELS = 3
 """Strides 8, 16 and 32."""
 _MIN_SIDE_PX = 2.0  # smaller boxes are dropped by augmentation anyway, and would pull the anchors down
@@ -68,6 +71,52 @@ def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9) -> Anchors:
     found = found[np.argsort(found.prod(axis=1), kind="stable")]
     rounded = np.where(found > 10, np.rint(found), np.round(found, 1))
     return [level.tolist() for level in np.array_split(rounded, LEVELS)]
+
+
+def scaled_sizes(
+    sizes_orig: Sequence[tuple[npt.ArrayLike, tuple[int, int]]], longer_side_px: int
+) -> npt.NDArray[np.float64]:
+    """Box sizes as a network input shows them.
+
+    Args:
+        sizes_orig: per image the widths and heights of its boxes [N, 2]_orig, and its height and width.
+        longer_side_px: what the longer side of the images is scaled to.
+
+    Returns:
+        float64 [sum of N, 2] in input pixels.
+    """
+    rows = [_as_sizes(wh) * (longer_side_px / max(hw)) for wh, hw in sizes_orig if max(hw) > 0]
+    return np.concatenate([np.zeros((0, 2)), *rows])
+
+
+def anchor_advice(
+    sizes_orig: Sequence[tuple[npt.ArrayLike, tuple[int, int]]],
+    longer_side_px: int,
+    anchors: Anchors,
+    yaml_name: str,
+    anchor_t: float = 4.0,
+) -> str:
+    """A line on how well anchors fit the boxes of a training set, and what to do when they do not.
+
+    Args:
+        sizes_orig, longer_side_px: as in `scaled_sizes`.
+        anchors: at that size. yaml_name: where they are written.
+        anchor_t: see `best_possible_recall`.
+    """
+    sizes = scaled_sizes(sizes_orig, longer_side_px)
+    if not len(sizes):
+        return "anchors: not checked, there are no boxes to train with"
+    recall, matching = best_possible_recall(sizes, anchors, anchor_t)
+    line = (
+        f"anchors of {yaml_name} at {longer_side_px} pixels: best possible recall {recall:.4f}, {matching:.1f} of "
+        f"{sum(map(len, anchors))} match an object"
+    )
+    if recall >= GOOD_RECALL:
+        return line
+    return (
+        f"{line}: too little. Training would replace them (unless --noautoanchor); to see better ones: python "
+        f"scripts/anchors.py --data {yaml_name} --img-size {longer_side_px}"
+    )
 
 
 def _best_clusters(points: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:

@@ -12,7 +12,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,6 +51,7 @@ class HeatmapFile:
         image_hw: height and width of the original image.
         fingerprint: of what it was made from, see `heatmap_fingerprint`.
         stride: original pixels per cell.
+        fallbacks: objects whose mask was not used but their Gaussian, by reason (modes sam and hybrid).
     """
 
     values: npt.NDArray[np.uint8]
@@ -59,6 +60,7 @@ class HeatmapFile:
     image_hw: tuple[int, int]
     fingerprint: str
     stride: int = FILE_STRIDE
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = tuple(math.ceil(side / self.stride) for side in self.image_hw)
@@ -215,6 +217,7 @@ def save_heatmap(path: Path, heatmap: HeatmapFile) -> None:
         "tau": heatmap.tau,
         "image_hw": list(heatmap.image_hw),
         "fingerprint": heatmap.fingerprint,
+        "fallbacks": dict(heatmap.fallbacks),
     }
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     write_atomic(path, lambda file: np.savez_compressed(file, header=text, values=heatmap.values))
@@ -232,6 +235,7 @@ def load_heatmap(path: Path) -> HeatmapFile:
                 (int(header["image_hw"][0]), int(header["image_hw"][1])),
                 str(header["fingerprint"]),
                 int(header["stride"]),
+                {str(reason): int(count) for reason, count in header.get("fallbacks", {}).items()},
             )
     except _DAMAGE as error:
         raise _damaged(path, error) from error

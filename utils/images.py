@@ -50,10 +50,15 @@ def prefer_masked(images: Iterable[Path]) -> list[Path]:
     return [p for p in images if (p.parent, p.stem) not in twins]
 
 
+def list_all_images(folder: Path) -> list[Path]:
+    """All images below a folder, sorted."""
+    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
+    return sorted(path for path in found if is_image(path))
+
+
 def list_images(folder: Path) -> list[Path]:
     """All images below a folder, sorted; where ``x_masked.jpg`` exists ``x.jpg`` is left out."""
-    found = (Path(root) / name for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    return prefer_masked(sorted(path for path in found if is_image(path)))
+    return prefer_masked(list_all_images(folder))
 
 
 def sibling_paths(image: Path, folder: str, suffix: str) -> list[Path]:

@@ -46,10 +46,13 @@ __all__ = [
     "draw_boxes",
     "draw_patches",
     "mosaic_picture",
+    "new_figure",
     "overlay_heatmap",
+    "plain_axes",
     "plot_confusion_matrix",
     "plot_curves",
     "plot_results",
+    "save_figure",
     "save_image",
     "to_image",
 ]
@@ -125,7 +128,7 @@ def plot_curves(curves: Curves, names: Sequence[str], folder: str | Path) -> lis
         axes.set_xlabel(x_name)
         axes.set_ylabel(y_name)
         axes.set_title(f"{y_name} over {x_name.lower()} at IoU 0.5", loc="left", color=INK, fontsize=12)
-        files.append(_save_figure(figure, folder / file))
+        files.append(save_figure(figure, folder / file))
     return files
 
 
@@ -148,7 +151,7 @@ def plot_confusion_matrix(
     total = matrix.sum(axis=0, keepdims=True)
     share = np.divide(matrix, total, out=np.zeros(matrix.shape), where=total > 0)
     side = min(max(5.5, 0.62 * len(labels) + 2.5), 20)
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     axes = figure.add_subplot()
     drawn = axes.imshow(np.ma.masked_equal(share, 0), cmap="Blues", vmin=0, vmax=1)
     bar = figure.colorbar(drawn, ax=axes, fraction=0.045, pad=0.02)
@@ -172,7 +175,7 @@ def plot_confusion_matrix(
             value = share[row, column]
             colour = "white" if value > 0.55 else INK
             axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    return _save_figure(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_results(csv_path: str | Path, png_path: str | Path) -> Path:
@@ -191,10 +194,10 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> Path:
     names, values = _read_columns(Path(csv_path))
     columns = min(5, max(2, math.ceil(math.sqrt(len(names) - 1))))
     rows = math.ceil((len(names) - 1) / columns)
-    figure = _figure(3.1 * columns, 2.5 * rows)
+    figure = new_figure(3.1 * columns, 2.5 * rows)
     for number, name in enumerate(names[1:]):
         axes = figure.add_subplot(rows, columns, number + 1)
-        _plain_axes(axes)
+        plain_axes(axes)
         known = np.isfinite(values[:, number + 1])
         epoch, value = values[known, 0], values[known, number + 1]
         colour = LINE_COLOURS[1]
@@ -212,7 +215,7 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> Path:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
         if number // columns == rows - 1 or number + columns >= len(names) - 1:
             axes.set_xlabel(names[0], fontsize=9)
-    return _save_figure(figure, png_path)
+    return save_figure(figure, png_path)
 
 
 # ------------------------------------------------------------------------------------------- helpers
@@ -227,9 +230,9 @@ def _curve_figure(
     mean_note: str,
 ) -> Figure:
     """One chart in 0–1: a line per class with labels, and the mean over them."""
-    figure = _figure(9, 5.6)
+    figure = new_figure(9, 5.6)
     axes = figure.add_subplot()
-    _plain_axes(axes)
+    plain_axes(axes)
     named = len(names) <= MAX_LEGEND
     for index, (name, row) in enumerate(zip(names, rows, strict=True)):
         if np.isnan(row).all():
@@ -304,13 +307,15 @@ def _smoothed(values: NDArray[np.float64], width: float = 2.5) -> NDArray[np.flo
     return np.asarray(total / np.convolve(np.ones(len(values)), weights)[inside])
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure, sizes in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _plain_axes(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """The look of all charts: no frame, faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=9, length=0)
@@ -318,7 +323,8 @@ def _plain_axes(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _save_figure(figure: Figure, path: str | Path) -> Path:
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG, whole or not at all; returns the path."""
     path = Path(path)
     content = io.BytesIO()
     figure.savefig(content, format="png")

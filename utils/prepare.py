@@ -1,6 +1,7 @@
 """Preparing a dataset, whatever it is called: per image a label file, a greyed copy and a heatmap file.
 
-Where a dataset keeps its pictures and how its annotations read is in a module of its own (utils/visdrone.py).
+Where a dataset keeps its pictures and how its annotations read is in utils/datasets; what all images together
+amount to, in utils/prepare_report.py.
 Nothing is written that is there already, so a second run changes nothing and a killed one is repaired.
 """
 
@@ -12,84 +13,69 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import repeat
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+from utils.datasets.base import BoxArray, ImageAnnotations, ImageJob, PrepareError
 from utils.heatmap import (
     HeatmapError,
+    HeatmapFile,
+    HeatmapMode,
     gaussian_heatmap_file,
     heatmap_fingerprint,
     load_heatmap,
     save_heatmap,
 )
-from utils.images import MASKED_SUFFIX, ByteImage, ImageError, image_hw, read_image, write_atomic
+from utils.images import (
+    MASKED_SUFFIX,
+    ByteImage,
+    ImageError,
+    image_hw,
+    read_image,
+    sibling_paths,
+    write_atomic,
+)
 
 GREY = 114
 """What covers ignored regions; letterboxing pads with the same."""
 GRID_SIDE = 8
 """Cells per side of the grid whose empty share is reported (the paper's 8×8)."""
-MIN_SIDE = 0.05
-"""Pixels; a box with less on a side could read 0.000000 in a label file."""
 
 _JPEG_QUALITY = 95
 _FORMAT_VERSION = 1
 _TEMPORARY = re.compile(r"\..+\.\d+-\d+\.tmp")  # the names that write_atomic makes
 _JOBS_AT_ONCE = 4
 
-BoxArray = npt.NDArray[np.float64]
 
+class MaskSource(Protocol):
+    """Makes heatmaps from masks of the objects instead of their boxes alone."""
 
-class PrepareError(ValueError):
-    """A dataset that cannot be prepared, or not further; the message says what to do."""
+    mode: HeatmapMode
+    """"sam" or "hybrid"."""
+    identity: str
+    """Changes when the masks would."""
 
-
-@dataclass(frozen=True, eq=False)
-class ImageAnnotations:
-    """What an annotation file says of one image.
-
-    Attributes:
-        boxes: float64 [N, 4] corners (x1, y1, x2, y2)_orig, inside the image.
-        labels: int64 [N] class index.
-        ignored: float64 [M, 4] corners_orig of regions that are not to be looked at.
-        dropped: rows that gave no label, by reason.
-        clipped: boxes that were cut at the border of the image.
-        messages: what is wrong with the file, with line numbers; at most a handful.
-    """
-
-    boxes: BoxArray
-    labels: npt.NDArray[np.int64]
-    ignored: BoxArray
-    dropped: Mapping[str, int]
-    clipped: int
-    messages: Sequence[str]
-
-
-Parser = Callable[[bytes, tuple[int, int], str], ImageAnnotations]
-"""(content, image height and width, name for messages) → annotations. Never raises on bad content."""
-
-
-@dataclass(frozen=True)
-class ImageJob:
-    """One image to prepare; without an annotation file (a test set) it is only checked."""
-
-    image: Path
-    annotation: Path | None
+    def heatmap(self, image: ByteImage, boxes: BoxArray, tau: float, fingerprint: str) -> HeatmapFile:
+        """Heatmap of an image uint8 [H, W, 3] RGB with boxes float64 [N, 4] (corners_orig)."""
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """How images are prepared."""
 
-    parser: Parser
     mask_ignored: bool = True
+    """Grey the ignored regions in copies of the images."""
+    keep_labels: bool = False
+    """The label files are the user's own: they are read, not written."""
     tau: float = 0.5
     """Heatmap value at a box corner (paper eq. 3)."""
     force: bool = False
@@ -104,31 +90,36 @@ class ImageReport:
         image: the original.
         listed: the file that lists name (the greyed copy where there is one); None: left out.
         problem: why it was left out.
-        class_counts: labels per class index.
+        labels: int64 [N] class index of every object.
+        boxes: float32 [N, 4] corners_orig of every object.
+        hw: height and width of the image; (0, 0): unreadable.
+        digest: SHA-256 of the image file; empty: not computed.
         dropped, clipped, messages: see `ImageAnnotations`.
         empty_cells: cells of the 8×8 grid without an object.
         heatmap_bytes: size of the heatmap file.
+        fallbacks: objects whose mask was not used, by reason.
         changed: something was written.
     """
 
     image: Path
     listed: Path | None
     problem: str = ""
-    class_counts: Mapping[int, int] = field(default_factory=dict)
+    labels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    boxes: npt.NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), dtype=np.float32))
+    hw: tuple[int, int] = (0, 0)
+    digest: str = ""
     dropped: Mapping[str, int] = field(default_factory=dict)
     clipped: int = 0
     messages: Sequence[str] = ()
     empty_cells: int = 0
     heatmap_bytes: int = 0
+    fallbacks: Mapping[str, int] = field(default_factory=dict)
     changed: bool = False
 
-
-def clip_box(xywh: Sequence[float], hw: tuple[int, int]) -> tuple[float, float, float, float] | None:
-    """Corners of a box (left, top, width, height)_orig inside the image; None when nothing remains."""
-    left, top, width, height = xywh
-    x1, x2 = max(left, 0.0), min(left + width, float(hw[1]))
-    y1, y2 = max(top, 0.0), min(top + height, float(hw[0]))
-    return (x1, y1, x2, y2) if min(x2 - x1, y2 - y1) >= MIN_SIDE else None
+    @property
+    def wh(self) -> npt.NDArray[np.float32]:
+        """float32 [N, 2] width and height of every object, original pixels."""
+        return self.boxes[:, 2:] - self.boxes[:, :2]
 
 
 def label_rows(annotations: ImageAnnotations, hw: tuple[int, int]) -> BoxArray:
@@ -212,6 +203,7 @@ class _Work:
     hw: tuple[int, int]
     annotations: ImageAnnotations
     settings: PrepareSettings
+    masks: MaskSource | None
 
     @property
     def masked(self) -> Path | None:
@@ -221,7 +213,7 @@ class _Work:
 
     @property
     def heatmap(self) -> Path:
-        return _beside(self.image, "heatmaps", ".npz")
+        return sibling_paths(self.image, "heatmaps", ".npz")[0]
 
     @property
     def rows(self) -> BoxArray:
@@ -232,22 +224,23 @@ class _Work:
         copy = hashlib.sha256(self.masked.read_bytes()).hexdigest() if self.masked else ""
         grey = [GREY, _JPEG_QUALITY, self.annotations.ignored.tolist(), copy] if self.masked else None
         settings = {"version": _FORMAT_VERSION, "mode": "gaussian", "tau": self.settings.tau, "grey": grey}
+        if self.masks is not None:
+            settings |= {"mode": self.masks.mode, "masks": self.masks.identity}
         return heatmap_fingerprint(self.image_bytes, self.rows, settings)
 
 
-def prepare_image(job: ImageJob, settings: PrepareSettings) -> ImageReport:
+def prepare_image(job: ImageJob, settings: PrepareSettings, masks: MaskSource | None = None) -> ImageReport:
     """Make what belongs to one image: label file, greyed copy, heatmap file; each only if it is not there.
 
-    An image or annotation file that cannot be read is reported, not raised. Raises PrepareError when nothing
-    can be written.
+    With masks the heatmap is made from them, else from the boxes. An image or annotation file that cannot be
+    read is reported, not raised. Raises PrepareError when nothing can be written.
     """
     try:
         hw = image_hw(job.image)
-        if job.annotation is None:
-            return ImageReport(job.image, job.image)
-        image_bytes, content = job.image.read_bytes(), job.annotation.read_bytes()
-        annotations = settings.parser(content, hw, str(job.annotation))
-        return _prepare_annotated(_Work(job.image, image_bytes, hw, annotations, settings))
+        if job.annotations is None:
+            return ImageReport(job.image, job.image, hw=hw)
+        annotations = job.annotations.read(hw)
+        return _prepare_annotated(_Work(job.image, job.image.read_bytes(), hw, annotations, settings, masks))
     except ImageError as error:
         return ImageReport(job.image, None, str(error))
     except OSError as error:
@@ -256,59 +249,75 @@ def prepare_image(job: ImageJob, settings: PrepareSettings) -> ImageReport:
 
 def _prepare_annotated(work: _Work) -> ImageReport:
     settings, annotations = work.settings, work.annotations
-    changed = settings.force or not _is_current(work)
-    if changed:
-        _build(work)
-    text = label_text(work.rows).encode()
-    for path in _label_files(work):
-        changed |= write_if_changed(path, text, settings.force)
-    classes, counts = np.unique(annotations.labels, return_counts=True)
+    heatmap = None if settings.force else _current_heatmap(work)
+    changed = heatmap is None
+    if heatmap is None:
+        heatmap = _build(work)
+    if not settings.keep_labels:
+        text = label_text(work.rows).encode()
+        for path in _label_files(work):
+            changed |= write_if_changed(path, text, settings.force)
     return ImageReport(
         work.image,
         work.masked or work.image,
-        class_counts=dict(zip(classes.tolist(), counts.tolist(), strict=True)),
+        labels=annotations.labels,
+        boxes=annotations.boxes.astype(np.float32),
+        hw=work.hw,
+        digest=hashlib.sha256(work.image_bytes).hexdigest(),
         dropped=annotations.dropped,
         clipped=annotations.clipped,
         messages=annotations.messages,
         empty_cells=empty_grid_cells(annotations.boxes, work.hw),
         heatmap_bytes=work.heatmap.stat().st_size,
+        fallbacks=heatmap.fallbacks,
         changed=changed,
     )
 
 
-def _is_current(work: _Work) -> bool:
-    """Do the heatmap and the greyed copy on the disk come from just this image, its labels and settings?"""
+def _current_heatmap(work: _Work) -> HeatmapFile | None:
+    """The heatmap on the disk, if it and the greyed copy come from just this image, its labels and settings."""
     try:
-        return load_heatmap(work.heatmap).fingerprint == work.fingerprint()
+        heatmap = load_heatmap(work.heatmap)
+        return heatmap if heatmap.fingerprint == work.fingerprint() else None
     except (HeatmapError, FileNotFoundError):
-        return False
+        return None
 
 
-def _build(work: _Work) -> None:
+def _build(work: _Work) -> HeatmapFile:
     """Write the greyed copy, then the heatmap: its fingerprint vouches for the copy."""
     pixels = read_image(work.image)
     if work.masked is not None:
         grey = grey_out(pixels, work.annotations.ignored, work.annotations.boxes)
         write_if_changed(work.masked, _encode_jpeg(grey), work.settings.force)
-    height, width = work.hw
-    boxes = work.rows[:, 1:] * (width, height, width, height)
-    heatmap = gaussian_heatmap_file(boxes, work.hw, work.settings.tau, work.fingerprint())
+    tau, fingerprint = work.settings.tau, work.fingerprint()
+    if work.masks is not None:
+        heatmap = work.masks.heatmap(pixels, work.annotations.boxes, tau, fingerprint)
+    else:
+        height, width = work.hw
+        boxes = work.rows[:, 1:] * (width, height, width, height)
+        heatmap = gaussian_heatmap_file(boxes, work.hw, tau, fingerprint)
     try:
         save_heatmap(work.heatmap, heatmap)
     except OSError as error:
         raise _cannot_write(work.heatmap, error) from error
+    return heatmap
 
 
 def _label_files(work: _Work) -> list[Path]:
     """Label files of an image: its own, and its greyed copy's for tools that know but the Darknet rule."""
     twin = masked_path(work.image)
     pictures = [work.image, twin] if twin == work.masked or twin.exists() else [work.image]
-    return [_beside(picture, "labels", ".txt") for picture in pictures]
+    return [sibling_paths(picture, "labels", ".txt")[0] for picture in pictures]
 
 
-def _beside(image: Path, folder: str, suffix: str) -> Path:
-    """A file in the folder next to the one the image is in."""
-    return image.parent.parent / folder / f"{image.stem}{suffix}"
+def folders_written(jobs: Iterable[ImageJob]) -> set[Path]:
+    """The folders that files are written into when these images are prepared."""
+    parents = {job.image.parent for job in jobs}
+    return parents | {
+        sibling_paths(parent / "x.jpg", folder, "")[0].parent
+        for parent in parents
+        for folder in ("labels", "heatmaps")
+    }
 
 
 def _encode_jpeg(image_rgb: ByteImage) -> bytes:
@@ -326,14 +335,16 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
 
 
 def prepare_images(
-    jobs: Sequence[ImageJob], settings: PrepareSettings, workers: int
+    jobs: Sequence[ImageJob], settings: PrepareSettings, workers: int, masks: MaskSource | None = None
 ) -> Generator[ImageReport, None, None]:
     """Prepare images in several processes; the reports come in the order of the jobs.
 
+    With masks all work is done in this process: the model that makes them is here, and takes most of the time.
+
     Raises PrepareError when nothing can be written, or when a process dies.
     """
-    if workers <= 1 or len(jobs) <= 1:
-        yield from (prepare_image(job, settings) for job in jobs)
+    if workers <= 1 or len(jobs) <= 1 or masks is not None:
+        yield from (prepare_image(job, settings, masks) for job in jobs)
         return
     context = multiprocessing.get_context("spawn")  # a fork would copy whatever threads the parent has
     with ProcessPoolExecutor(min(workers, len(jobs)), context, initializer=_start_worker) as pool:

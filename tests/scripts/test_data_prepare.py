@@ -130,7 +130,7 @@ def test_the_second_run_changes_nothing_and_takes_no_copy_for_an_image(
     assert prepare(dataset) == 0
     assert "nothing was changed" in capsys.readouterr().out
     assert snapshot(dataset) == before
-    assert json.loads((dataset / "prepare.json").read_text())["splits"]["val"]["images"] == 4
+    assert json.loads((dataset / "report.json").read_text())["splits"]["val"]["images"] == 4
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -160,11 +160,11 @@ def test_a_damaged_file_is_made_anew(
     damage(dataset / artefact)
     assert prepare(dataset) == 0
     after = snapshot(dataset)
-    report = "prepare.json"
-    assert {name: data for name, (data, _) in after.items() if name != report} == {
-        name: data for name, (data, _) in before.items() if name != report
+    reports = {"report.json", "report.png"}
+    assert {name: data for name, (data, _) in after.items() if name not in reports} == {
+        name: data for name, (data, _) in before.items() if name not in reports
     }
-    rewritten = {name for name in after if after[name] != before[name]} - {report}
+    rewritten = {name for name in after if after[name] != before[name]} - reports
     assert artefact in rewritten
     assert rewritten <= {artefact, f"{VAL}/heatmaps/ignoré 1.npz"}
 
@@ -251,7 +251,7 @@ def test_what_is_bad_is_named_and_the_rest_is_ready(
         assert name in told
     assert "NOT COMPLETE" in told
     assert len(lines(dataset / "split" / "val.txt")) == 4
-    report = json.loads((dataset / "prepare.json").read_text())
+    report = json.loads((dataset / "report.json").read_text())
     assert len(report["problems"]) == 3
     assert report["splits"]["val"]["images_left_out"] == 1
     assert report["splits"]["train"]["dropped"] == {
@@ -266,7 +266,7 @@ def test_the_report_counts(
     dataset: Path, prepare: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     prepare(dataset)
-    val = json.loads((dataset / "prepare.json").read_text())["splits"]["val"]
+    val = json.loads((dataset / "report.json").read_text())["splits"]["val"]
     assert (val["images"], val["images_masked"], val["objects"], val["objects_per_image"]) == (4, 2, 8, 2.0)
     assert val["boxes_per_class"]["car"] == 3
     assert val["boxes_per_class"]["people"] == 2
@@ -328,8 +328,8 @@ def test_a_killed_run_leaves_no_process_and_is_completed(
     (killed / VAL / "labels" / ".1.txt.99-1.tmp").write_text("half")
     assert prepare(killed) == 0
     assert prepare(whole) == 0
-    assert {name: data for name, (data, _) in snapshot(killed).items() if name != "prepare.json"} == {
-        name: data for name, (data, _) in snapshot(whole).items() if name != "prepare.json"
+    assert {name: data for name, (data, _) in snapshot(killed).items() if "report." not in name} == {
+        name: data for name, (data, _) in snapshot(whole).items() if "report." not in name
     }
 
 

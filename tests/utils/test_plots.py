@@ -332,7 +332,7 @@ def test_curve_and_name_are_in_the_picture(tmp_path: Path) -> None:
         )
         for value in (0.4, 0.1)
     ]
-    first, second = (read(plots._save_figure(figure, tmp_path / "a.png")) for figure in figures)
+    first, second = (read(plots.save_figure(figure, tmp_path / "a.png")) for figure in figures)
     assert first.shape == second.shape and (first != second).any()
     texts = [text.get_text() for text in figures[0].axes[0].get_legend().get_texts()]
     assert texts == ["car  note", "all classes  "]

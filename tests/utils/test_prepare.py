@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from utils.datasets.base import BoxRows, ImageAnnotations, ImageJob, PrepareError, clip_box
 from utils.images import read_image
 from utils.prepare import (
     GREY,
-    ImageAnnotations,
-    ImageJob,
-    PrepareError,
     PrepareSettings,
-    clip_box,
     empty_grid_cells,
     grey_out,
     label_rows,
@@ -42,8 +40,15 @@ def annotations(
     )
 
 
-def no_annotations(content: bytes, hw: tuple[int, int], name: str) -> ImageAnnotations:
-    return annotations([], [])
+@dataclass(frozen=True)
+class NoBoxes:
+    """Annotations of an image without objects, from a file that has to be there."""
+
+    path: Path
+
+    def read(self, hw: tuple[int, int]) -> ImageAnnotations:
+        self.path.read_bytes()
+        return annotations([], [])
 
 
 @pytest.mark.parametrize(
@@ -131,33 +136,32 @@ def make_job(folder: Path, name: str = "a.png") -> ImageJob:
     _, data = cv2.imencode(image.suffix, np.full((*HW, 3), 50, dtype=np.uint8))
     image.write_bytes(bytes(data))
     text.touch()
-    return ImageJob(image, text)
+    return ImageJob(image, NoBoxes(text))
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a picture", "cut"])
 def test_an_unreadable_image_is_reported_not_raised(tmp_path: Path, damage: bytes | str) -> None:
     job = make_job(tmp_path, "é b.jpg")
     job.image.write_bytes(damage if isinstance(damage, bytes) else job.image.read_bytes()[:-20])
-    report = prepare_image(job, PrepareSettings(no_annotations))
+    report = prepare_image(job, PrepareSettings())
     assert report.listed is None
     assert "é b.jpg" in report.problem
 
 
 def test_a_missing_annotation_file_is_reported_by_name(tmp_path: Path) -> None:
     job = make_job(tmp_path)
-    assert job.annotation is not None
-    job.annotation.unlink()
-    report = prepare_image(job, PrepareSettings(no_annotations))
+    assert isinstance(job.annotations, NoBoxes)
+    job.annotations.path.unlink()
+    report = prepare_image(job, PrepareSettings())
     assert report.listed is None
-    assert str(job.annotation) in report.problem
+    assert str(job.annotations.path) in report.problem
 
 
 def test_the_greyed_copy_keeps_size_and_the_pixels_around(tmp_path: Path) -> None:
-    def parser(content: bytes, hw: tuple[int, int], name: str) -> ImageAnnotations:
-        return annotations([[0, 0, 30, 30]], [1], [[64, 32, 128, 64]])
-
-    job = make_job(tmp_path)
-    report = prepare_image(job, PrepareSettings(parser))
+    image = make_job(tmp_path).image
+    rows = BoxRows("a", np.array([[0.0, 0, 30, 30]]), np.array([1]), np.array([[64.0, 32, 64, 32]]))
+    job = ImageJob(image, rows)
+    report = prepare_image(job, PrepareSettings())
     assert report.listed == job.image.with_name("a_masked.jpg")
     copy = read_image(report.listed)
     assert copy.shape == (*HW, 3)
@@ -168,7 +172,7 @@ def test_the_greyed_copy_keeps_size_and_the_pixels_around(tmp_path: Path) -> Non
 def test_workers_report_in_the_order_of_the_jobs(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, f"{i}.png") for i in range(10)]
     jobs[3].image.write_bytes(b"broken")
-    reports = list(prepare_images(jobs, PrepareSettings(no_annotations), workers=2))
+    reports = list(prepare_images(jobs, PrepareSettings(), workers=2))
     assert [report.image for report in reports] == [job.image for job in jobs]
     assert [bool(report.problem) for report in reports] == [i == 3 for i in range(10)]
 
@@ -177,4 +181,4 @@ def test_an_error_in_a_worker_reaches_the_caller(tmp_path: Path) -> None:
     jobs = [make_job(tmp_path, f"{i}.png") for i in range(6)]
     (tmp_path / "labels").write_text("a file in the place of a folder")
     with pytest.raises(PrepareError, match="cannot write"):
-        list(prepare_images(jobs, PrepareSettings(no_annotations), workers=2))
+        list(prepare_images(jobs, PrepareSettings(), workers=2))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.datasets.base import ImageAnnotations, PrepareError, without_own_copies
+from utils.datasets.visdrone import VisDroneFile, find_visdrone, parse_annotations
 from utils.labels import parse_label_text
-from utils.prepare import ImageAnnotations, PrepareError, label_rows, label_text
-from utils.visdrone import find_splits, parse_annotations, without_own_copies
+from utils.prepare import label_rows, label_text
 
 HW = (100, 200)
 CAR = "10,20,30,40,1,4,0,0"
@@ -179,14 +180,15 @@ def test_splits_that_are_there_are_found_with_their_pairs(tmp_path: Path) -> Non
         tmp_path / VAL, "images/a_masked.jpg", "annotations/a.txt", "annotations/b.txt", "annotations/._b.txt"
     )
     make_files(tmp_path / CHALLENGE, "images/c.jpg")
-    val, challenge = find_splits(tmp_path)
+    val, challenge = find_visdrone(tmp_path).splits
     assert (val.name, val.problems) == ("val", [])
-    assert [(job.image.name, job.annotation and job.annotation.name) for job in val.jobs] == [
-        ("a.PNG", "a.txt"),
-        ("b.jpg", "b.txt"),
+    texts = tmp_path / VAL / "annotations"
+    assert [(job.image.name, job.annotations) for job in val.jobs] == [
+        ("a.PNG", VisDroneFile(texts / "a.txt")),
+        ("b.jpg", VisDroneFile(texts / "b.txt")),
     ]
     assert (challenge.name, challenge.problems) == ("test-challenge", [])
-    assert [(job.image.name, job.annotation) for job in challenge.jobs] == [("c.jpg", None)]
+    assert [(job.image.name, job.annotations) for job in challenge.jobs] == [("c.jpg", None)]
 
 
 def test_what_does_not_pair_up_is_told_by_name(tmp_path: Path) -> None:
@@ -194,7 +196,7 @@ def test_what_does_not_pair_up_is_told_by_name(tmp_path: Path) -> None:
     make_files(tmp_path / VAL, *names, "images/line\nbreak.jpg", os.fsdecode(b"images/\xff.jpg"))
     texts = ["good", "x", "x_masked", "gone", "line\nbreak"]
     make_files(tmp_path / VAL, *(f"annotations/{stem}.txt" for stem in texts))
-    (val,) = find_splits(tmp_path)
+    (val,) = find_visdrone(tmp_path).splits
     assert [job.image.name for job in val.jobs] == ["good.jpg", "x_masked.jpg"]
     told = "\n".join(val.problems)
     assert "alone.jpg: no annotation file; expected annotations/alone.txt" in told
@@ -221,7 +223,7 @@ def test_a_wrong_layout_says_what_was_expected_and_what_is_there(
 ) -> None:
     make_files(tmp_path / "root", *names) if names else None
     with pytest.raises(PrepareError) as error:
-        find_splits(tmp_path / "root")
+        find_visdrone(tmp_path / "root")
     assert expected in str(error.value)
     assert found in str(error.value)
 
@@ -229,7 +231,7 @@ def test_a_wrong_layout_says_what_was_expected_and_what_is_there(
 def test_a_split_without_images_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / VAL / "images").mkdir(parents=True)
     (tmp_path / VAL / "annotations").mkdir()
-    (val,) = find_splits(tmp_path)
+    (val,) = find_visdrone(tmp_path).splits
     assert val.jobs == []
     assert val.problems == [f"{tmp_path / VAL / 'images'}: no images in it"]
 
