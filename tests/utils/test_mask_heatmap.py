@@ -71,6 +71,7 @@ def test_a_crop_outlives_its_bitmap() -> None:
     assert not np.shares_memory(mask.values, full)
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-10, 90), min_size=4, max_size=4))
 def test_a_crop_is_where_the_gaussian_is(numbers: list[float]) -> None:
     (x1, x2), (y1, y2) = sorted(numbers[:2]), sorted(numbers[2:])
@@ -173,6 +174,7 @@ boxes_in_image = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(boxes_in_image, st.sampled_from([0.1, 0.5, 0.8]), st.sampled_from([1, 3, 4, 8]))
 def test_full_masks_give_the_heatmap_of_the_boxes(
     boxes: list[tuple[float, ...]], tau: float, stride: int
