@@ -39,7 +39,7 @@ PUBLISHED_AT = "https://github.com/facebookresearch/segment-anything#model-check
 MASK_CELL = 4
 """Encoder pixels per cell of the masks that SAM predicts (1024 → 256); it makes them larger by interpolation."""
 MASK_PIXELS_AT_ONCE = 16 * 1024**2
-"""Pixels of all masks that are in memory together; 16 masks of a tile, with which the decoder needs about 1 GB."""
+"""Pixels of all masks in memory together: 16 masks of a tile of 1024 px, which cost less memory than encoding it."""
 
 _METHOD_VERSION = 1  # of prompts, tiles and what masks are refused; higher: masks are made anew
 _TYPE_OF_WIDTH: Mapping[int | None, str] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}

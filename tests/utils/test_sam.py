@@ -179,6 +179,7 @@ class BrightParts:
         self.transform = segment_anything.utils.transforms.ResizeLongestSide(SIDE)
         self.device = CPU
         self.windows: list[tuple[int, int]] = []
+        self.places: list[Array] = []
 
     def set_image(self, image: Array) -> None:
         self.original_size = image.shape[:2]
@@ -186,12 +187,13 @@ class BrightParts:
         self.windows.append(self.original_size)
 
     def reset_image(self) -> None:
-        del self.bright
+        vars(self).pop("bright", None)
 
     def predict_torch(self, *_: None, boxes: torch.Tensor, multimask_output: bool) -> tuple[Any, None, None]:
         assert not multimask_output
         height, width = self.original_size
         places = (boxes + 0.5) / (SIDE / max(height, width))  # what SAM makes of coordinates
+        self.places.append(places.numpy())
         y, x = torch.arange(height)[:, None] + 0.5, torch.arange(width)[None] + 0.5
         masks = [
             self.bright & (x > x1 - 3) & (x < x2 + 3) & (y > y1 - 3) & (y < y2 + 3)
@@ -216,6 +218,20 @@ def test_every_object_gets_its_own_pixels_whatever_the_tile(hw: tuple[int, int])
         assert fall_back_reason(mask, (left + 4, top + 3, 8, 6), 0.5, "hybrid") is None
 
 
+def test_prompts_are_the_borders_of_the_boxes() -> None:
+    """SAM adds half a pixel of its own resolution, which must not move small objects."""
+    predictor = BrightParts()
+    boxes = [[3.25, 4, 11, 12.5], [20, 9, 28, 18]]
+    SamMasker(predictor, SIDE).object_masks(picture((20, 32)), boxes)  # type: ignore[arg-type]
+    assert np.allclose(np.concatenate(predictor.places), boxes, atol=1e-5)
+
+
+def test_nothing_of_an_image_is_kept() -> None:
+    predictor = BrightParts()
+    SamMasker(predictor, SIDE).object_masks(picture((20, 32)), [[3, 4, 11, 12]])  # type: ignore[arg-type]
+    assert predictor.windows and not hasattr(predictor, "bright")
+
+
 def test_a_large_object_is_seen_whole() -> None:
     image = np.zeros((100, 180, 3), dtype=np.uint8)
     image[20:90, 15:170] = 255
@@ -226,6 +242,14 @@ def test_a_large_object_is_seen_whole() -> None:
 
 
 # --- weights files ---------------------------------------------------------------------------------------------
+
+
+def test_the_network_is_ready_for_use(weights: Path) -> None:
+    model = tiny_sam()
+    load(weights, lambda: model)
+    assert not model.training and not any(value.requires_grad for value in model.parameters())
+    expected = torch.load(weights, weights_only=True)
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
 def test_missing_file_names_the_published_one(tmp_path: Path) -> None:
@@ -251,7 +275,7 @@ def test_missing_package(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None
     "damage, expected",
     [
         (lambda data: data[: len(data) // 2], "damaged"),
-        (lambda data: data[:9000] + bytes([data[9000] ^ 1]) + data[9001:], "damaged"),
+        (lambda data: data[: len(data) // 3] + b"\x3c\xc3" + data[len(data) // 3 + 2 :], "checksum"),
         (lambda data: b"", "empty"),
         (lambda data: b"<!DOCTYPE html>", "a web page"),
         (lambda data: b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
