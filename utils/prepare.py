@@ -59,10 +59,13 @@ _JOBS_AT_ONCE = 4
 class MaskSource(Protocol):
     """Makes heatmaps from masks of the objects instead of their boxes alone."""
 
-    mode: HeatmapMode
-    """"sam" or "hybrid"."""
-    identity: str
-    """Changes when the masks would."""
+    @property
+    def mode(self) -> HeatmapMode:
+        """ "sam" or "hybrid"."""
+
+    @property
+    def identity(self) -> str:
+        """Changes when the masks would."""
 
     def heatmap(self, image: ByteImage, boxes: BoxArray, tau: float, fingerprint: str) -> HeatmapFile:
         """Heatmap of an image uint8 [H, W, 3] RGB with boxes float64 [N, 4] (corners_orig)."""

@@ -31,7 +31,12 @@ class SamHeatmaps:
 
     @classmethod
     def load(
-        cls, weights: Path, sam_type: SamType, mode: MaskMode, device: str = "", builders: Builders | None = None
+        cls,
+        weights: Path,
+        sam_type: SamType,
+        mode: MaskMode,
+        device: str = "",
+        builders: Builders | None = None,
     ) -> SamHeatmaps:
         """Read SAM's weights.
 
@@ -50,5 +55,7 @@ class SamHeatmaps:
         """Heatmap file of an image uint8 [H, W, 3] RGB with boxes float64 [N, 4] (corners_orig)."""
         masks = self._masker.object_masks(image, boxes)
         centred = np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]])
-        file, fallbacks = mask_heatmap_file(masks, centred, (image.shape[0], image.shape[1]), tau, self.mode, fingerprint)
+        file, fallbacks = mask_heatmap_file(
+            masks, centred, (image.shape[0], image.shape[1]), tau, self.mode, fingerprint
+        )
         return replace(file, fallbacks={reason.value: count for reason, count in sorted(fallbacks.items())})
