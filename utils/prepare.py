@@ -61,7 +61,7 @@ class MaskSource(Protocol):
 
     @property
     def mode(self) -> HeatmapMode:
-        """ "sam" or "hybrid"."""
+        """What is made: sam or hybrid."""
 
     @property
     def identity(self) -> str:

@@ -37,6 +37,7 @@ _TABLE = (
     ("share of empty 8×8 grid cells", "empty_grid_share"),
     ("heatmap file, mean kB", "heatmap_kb"),
     ("boxes clipped at the border", "boxes_clipped"),
+    ("share of masks not used", "mask_fallback_share"),
 )
 _PAIRS_SHOWN = 5
 
@@ -98,6 +99,7 @@ def summarise_split(split: Split, reports: Sequence[ImageReport], class_names: S
         "boxes_clipped": sum(image.clipped for image in labelled),
         "dropped": dict(sorted(dropped.items())),
         "mask_fallbacks": dict(sorted(fallbacks.items())),
+        "mask_fallback_share": round(fallbacks.total() / max(sum(objects), 1), 4),
     }
 
 
