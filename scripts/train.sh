@@ -61,7 +61,7 @@ require_whole_number() {
 
 default_image_size() {
   case "$1" in
-    uavdt) echo 1280 ;;
+    uavdt*) echo 1280 ;;
     tinyperson) echo 2048 ;;
     sample) echo 960 ;;
     *) echo 1536 ;;

@@ -193,7 +193,7 @@ def test_commands_after_the_quickstart_read_what_is_there(command: Command) -> N
         "python test.py --task study",
         "python test.py --no-such-flag",
         "python detect.py --save-conf",
-        "python scripts/data_prepare.py --dataset COCO",
+        "python scripts/data_prepare.py --dataset Nowhere",
         "python train.py --img-size 100",
         "bash scripts/nothing.sh",
         "bash scripts/train.sh --no-such-flag",

@@ -17,6 +17,8 @@ from utils.logger import get_logger
 _PREPARE = "python scripts/data_prepare.py --dataset"
 _HOW_TO_GET = {
     "visdrone": f"{_PREPARE} VisDrone",
+    "uavdt": f"{_PREPARE} UAVDT",
+    "tinyperson": f"{_PREPARE} TinyPerson",
     "sample": f"python scripts/make_sample.py, then {_PREPARE} VisDrone --root sample",
 }
 
