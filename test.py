@@ -24,6 +24,7 @@ from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
 from utils.runs import new_run_dir
+from utils.splits import resolve_split
 from utils.test_cli import build_test_parser, thresholds
 
 
@@ -49,8 +50,9 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
         pin_memory=detector.device.type == "cuda",
     )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
+    images = resolve_split(dataset, args.data, args.task)
     outputs = TestOutputs(
-        folder, names, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
+        folder, names, images, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
     )
     result = evaluate(
         detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,

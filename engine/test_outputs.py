@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,25 +28,37 @@ class TestOutputs:
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
     def __init__(
-        self, folder: Path, names: list[str], *, save_txt: bool, save_conf: bool, save_json: bool
+        self,
+        folder: Path,
+        names: list[str],
+        images: Sequence[Path],
+        *,
+        save_txt: bool,
+        save_conf: bool,
+        save_json: bool,
     ) -> None:
+        """Args: the run's folder, class names, all images of the split, and what to write.
+
+        Where images of several folders share a name, as the frames of videos do, files and ids carry the folder.
+        """
         self.folder = folder
         self.names = names
         self.save_txt = save_txt
         self.save_conf = save_conf
         self.json = CocoJsonWriter(folder / "predictions.json") if save_json else None
         self.used = OutputNames()
+        self.with_folder = len({image.stem for image in images}) < len({*images})
         self.batches = 0
 
     def add(self, batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
         """Write or collect what belongs to one batch."""
         for detections, meta in zip(found, batch.metas, strict=True):
+            name = f"{meta.path.parent.name}/{meta.path.stem}" if self.with_folder else meta.path.stem
             if self.save_txt:
-                stem = self.used.claim(self.folder / "labels" / meta.path.stem, (".txt",))
+                stem = self.used.claim(self.folder / "labels" / name, (".txt",))
                 write_darknet(Path(f"{stem}.txt"), detections, meta.letterbox.original_hw, self.save_conf)
             if self.json is not None:
-                stem_text = meta.path.stem
-                self.json.add(int(stem_text) if stem_text.isdecimal() else stem_text, detections)
+                self.json.add(int(name) if name.isdecimal() else name, detections)
         if self.batches < PICTURES:
             self._draw(batch, output, found)
         self.batches += 1

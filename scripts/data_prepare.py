@@ -117,7 +117,10 @@ def add_heatmap_arguments(parser: Parser) -> None:
         help="made from boxes (gaussian), masks (sam) or masks × boxes (hybrid, the default with --sam-weights)",
     )
     group.add_argument(
-        "--sam-weights", type=Path, metavar="FILE", help="weights of Segment Anything, to make masks"
+        "--sam-weights",
+        type=Path,
+        metavar="FILE",
+        help="weights of Segment Anything, to make masks (on a CPU: minutes per image)",
     )
     group.add_argument(
         "--sam-type", choices=SAM_TYPES, default="vit_b", help="which network the weights are of"
@@ -212,7 +215,7 @@ def load_masks(args: argparse.Namespace) -> MaskSource | None:
         return None
     from utils.sam_heatmaps import SamHeatmaps
 
-    return SamHeatmaps.load(args.sam_weights, args.sam_type, args.heatmap or "hybrid", args.sam_device)
+    return SamHeatmaps(args.sam_weights, args.sam_type, args.heatmap or "hybrid", args.sam_device)
 
 
 def dataset_root(args: argparse.Namespace) -> Path:

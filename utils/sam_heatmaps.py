@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from utils.dist import select_device
 from utils.heatmap import HeatmapFile
 from utils.images import ByteImage
 from utils.mask_heatmap import MaskMode, mask_heatmap_file
-from utils.sam import Builders, SamMasker, SamType, load_sam, sam_fingerprint
+from utils.sam import Builders, SamType, check_sam, load_sam, sam_fingerprint
 
 
 class SamHeatmaps:
@@ -23,22 +24,15 @@ class SamHeatmaps:
         identity: of the weights, their type and the method; another one makes heatmaps anew.
     """
 
-    def __init__(self, masker: SamMasker, mode: MaskMode, identity: str) -> None:
-        """Most callers want `load`."""
-        self._masker = masker
-        self.mode: MaskMode = mode
-        self.identity = identity
-
-    @classmethod
-    def load(
-        cls,
+    def __init__(
+        self,
         weights: Path,
         sam_type: SamType,
         mode: MaskMode,
         device: str = "",
         builders: Builders | None = None,
-    ) -> SamHeatmaps:
-        """Read SAM's weights.
+    ) -> None:
+        """The network itself is loaded with the first image: where all heatmaps are there, it never is.
 
         Args:
             weights, sam_type, builders: see `utils.sam.load_sam`.
@@ -46,14 +40,17 @@ class SamHeatmaps:
             device: as for --device.
 
         Raises:
-            SamError, DeviceError: with what to do about it.
+            SamError, DeviceError: with what to do about it; as far as it can be known without loading.
         """
-        masker = load_sam(weights, sam_type, select_device(device), builders)
-        return cls(masker, mode, sam_fingerprint(weights, sam_type))
+        check_sam(weights, sam_type)
+        self.mode: MaskMode = mode
+        self.identity = sam_fingerprint(weights, sam_type)
+        own = select_device(device)
+        self._masker = cache(lambda: load_sam(weights, sam_type, own, builders))
 
     def heatmap(self, image: ByteImage, boxes: BoxArray, tau: float, fingerprint: str) -> HeatmapFile:
         """Heatmap file of an image uint8 [H, W, 3] RGB with boxes float64 [N, 4] (corners_orig)."""
-        masks = self._masker.object_masks(image, boxes)
+        masks = self._masker().object_masks(image, boxes)
         centred = np.hstack([(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]])
         file, fallbacks = mask_heatmap_file(
             masks, centred, (image.shape[0], image.shape[1]), tau, self.mode, fingerprint

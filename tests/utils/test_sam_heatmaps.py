@@ -39,7 +39,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(weights: Path, mode: MaskMode) -> SamHeatmaps:
-    return SamHeatmaps.load(weights, "vit_b", mode, "cpu", builders={"vit_b": tiny_sam})
+    return SamHeatmaps(weights, "vit_b", mode, "cpu", builders={"vit_b": tiny_sam})
 
 
 def jobs(folder: Path, make_image: MakeImage) -> list[ImageJob]:
@@ -59,7 +59,8 @@ def test_heatmaps_are_made_once_and_say_what_they_are(
     assert all(report.changed and report.fallbacks for report in first)
     gaussian = render_heatmap([[51, 6, 2, 2]], HW, stride=4)
     assert (heatmap.values[gaussian > 0] >= np.rint(gaussian[gaussian > 0] * 255) - 1).all()
-    again = list(prepare_images(work, PrepareSettings(), 1, load(weights, mode)))
+    unused = SamHeatmaps(weights, "vit_b", mode, "cpu", builders={})  # a second run loads no network
+    again = list(prepare_images(work, PrepareSettings(), 1, unused))
     assert not any(report.changed for report in again)
     assert [report.fallbacks for report in again] == [report.fallbacks for report in first]
     found = load_labels([job.image for job in work], 1, progress=False)
