@@ -284,13 +284,13 @@ def _strictly_inside(xywh: FloatArray, group: IntArray, regions: GroupedBoxes) -
 
 
 def main() -> None:
-    """Parse the command line, read, evaluate, print, write."""
+    """Parse the command line, read, evaluate, write, print."""
     args = build_parser().parse_args()
     num_frames = NUM_FRAMES if args.num_frames is None else read_num_frames(args.num_frames)
     metrics = evaluate_uavdt(read_uavdt(args.gt, args.results, num_frames))
-    print(metrics.table())
     if args.json is not None:
         write_json(args.json, metrics.to_dict())
+    print(metrics.table())
 
 
 def build_parser() -> Parser:

@@ -31,13 +31,11 @@ from evaluate.number_files import write_json
 from evaluate.visdrone_io import ImageSizes, VisDroneImage, read_visdrone
 from evaluate.visdrone_regions import without_ignored_regions
 from utils.cli import Parser, run_main
+from utils.visdrone import CLASS_NAMES
 
 PROTOCOL = "VisDrone-DET, official protocol"
-CLASS_NAMES = (
-    "pedestrian", "people", "bicycle", "car", "van", "truck", "tricycle", "awning-tricycle", "bus", "motor",
-)  # fmt: skip
-"""Of categories 1–10, the evaluated classes; 11 ("others") is not evaluated."""
 CLASSES = len(CLASS_NAMES)
+"""Categories 1–10; 11 ("others") is not evaluated."""
 IOU_THRESHOLDS = 0.5 + 0.05 * np.arange(10)
 MAX_DETECTIONS = (1, 10, 100, 500)
 """Limits per image, of all classes together."""
@@ -251,14 +249,14 @@ def _average_precision(
 
 
 def main() -> None:
-    """Parse the command line, read, evaluate, print, write."""
+    """Parse the command line, read, evaluate, write, print."""
     args = build_parser().parse_args()
     metrics = evaluate_visdrone(
         read_visdrone(args.annotations, args.results, ImageSizes(args.image_sizes, args.images))
     )
-    print(metrics.table())
     if args.json is not None:
         write_json(args.json, metrics.to_dict())
+    print(metrics.table())
 
 
 def build_parser() -> Parser:
