@@ -42,9 +42,10 @@ def average_precisions(data: TinyPersonData, pairs: Overlaps, flags: Flags) -> d
         pairs: `all_overlaps` of the data.
         flags: options of the official program.
     """
+    first = data.detections.place < MAX_DETECTIONS
+    pairs = pairs.select(first[pairs.detection])
     overlap = np.where(data.objects.crowd[pairs.truth], pairs.iod, pairs.iou)
     fallback = Fallback.of(data, pairs, overlap) if flags.use_iod_for_ignore else None
-    first = data.detections.place < MAX_DETECTIONS
     rankings = [data.ranking(category, first) for category in range(len(data.categories))]
     precision: dict[str, float] = {}
     recall: dict[str, float] = {}
@@ -102,7 +103,6 @@ class _Matcher:
     ) -> _Matcher:
         """Order the pairs of the range; those that no threshold accepts are left out."""
         used = overlap >= min(THRESHOLDS)
-        used &= data.detections.place[pairs.detection] < MAX_DETECTIONS
         near = pairs.select(used)
         crowd = data.objects.crowd[near.truth]
         candidates = by_preference(near, overlap[used], ignored[near.truth], shared=crowd)

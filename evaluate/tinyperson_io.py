@@ -5,7 +5,6 @@ Reading only; what counts is decided in evaluate/tinyperson_ap.py and evaluate/t
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from evaluate.number_files import read_json
 
 MAX_DETECTIONS = 1000
 """Per image and category, the most that any of the two metrics looks at."""
+_HUGE = 1e300
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,8 @@ class _Entries:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    # Limits instead of isfinite, which stops at whole numbers too large for a float (JSON has them).
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_HUGE < value < _HUGE
 
 
 def _objects(content: dict[str, Any], entries: _Entries) -> TinyPersonObjects:

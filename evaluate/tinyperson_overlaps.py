@@ -32,9 +32,7 @@ class Flags:
     use_iod_for_ignore: bool = True
 
     def __str__(self) -> str:
-        return (
-            f"ignore_uncertain={self.ignore_uncertain},use_iod_for_ignore={self.use_iod_for_ignore}"
-        )
+        return f"ignore_uncertain={self.ignore_uncertain},use_iod_for_ignore={self.use_iod_for_ignore}"
 
 
 def all_overlaps(data: TinyPersonData) -> Overlaps:

@@ -228,8 +228,10 @@ def _score(
     hit: BoolArray, objects: _Objects, detections: _Detections, positions: Sequence[int]
 ) -> UavdtScore:
     """The score over some of the sequences."""
-    ranking = detections.ranking[np.isin(detections.position, positions)[detections.ranking]]
-    num_gt = int(np.isin(objects.position, positions).sum())
+    chosen = np.zeros(len(NUM_FRAMES) + 1, dtype=np.bool_)
+    chosen[list(positions)] = True
+    ranking = detections.ranking[chosen[detections.position[detections.ranking]]]
+    num_gt = int(chosen[objects.position].sum())
     curve = precision_recall(hit[ranking], ~hit[ranking], num_gt)
     ap = 100 * curve.area() if len(ranking) else None
     return UavdtScore(ap, num_gt, len(ranking), curve.max_recall)

@@ -216,16 +216,24 @@ def _by_class(
     # An ignored object can be taken any number of times.
     candidates = by_preference(pairs, overlap, ignored, shared=ignored)
     count = np.bincount(objects.label, minlength=CLASSES)
+    rankings = [_ranking(detections, label) for label in range(CLASSES)]
     ap = np.zeros((CLASSES, len(IOU_THRESHOLDS)))
     ar = {limit: np.zeros_like(ap) for limit in MAX_DETECTIONS}
     for limit in MAX_DETECTIONS:
         within = candidates.select(detections.place[candidates.detection] < limit)
         for column, threshold in enumerate(IOU_THRESHOLDS):
-            hit, neutral = _outcome(within.select(within.overlap >= threshold), objects, len(detections.label))
+            hit, neutral = _outcome(
+                within.select(within.overlap >= threshold), objects, len(detections.label)
+            )
             hits = np.bincount(detections.label[hit], minlength=CLASSES)
             ar[limit][:, column] = 100 * hits / np.maximum(1, count)
             if limit == MAX_DETECTIONS[-1]:
-                ap[:, column] = _average_precision(hit, neutral, detections, count)
+                alarm = ~(hit | neutral)
+                areas = [
+                    precision_recall(hit[ranking], alarm[ranking], int(count[label])).area()
+                    for label, ranking in enumerate(rankings)
+                ]
+                ap[:, column] = 100 * np.array(areas)
     return ap, ar
 
 
@@ -236,16 +244,10 @@ def _outcome(candidates: Candidates, objects: _Objects, detections: int) -> tupl
     return (matched >= 0) & ~ignored, ignored
 
 
-def _average_precision(
-    hit: BoolArray, neutral: BoolArray, detections: _Detections, count: IntArray
-) -> NDArray[np.float64]:
-    """[C] percent."""
-    areas = np.zeros(CLASSES)
-    for label in range(CLASSES):
-        rows = np.flatnonzero(detections.label == label)
-        rows = rows[np.argsort(-detections.score[rows], kind="stable")]
-        areas[label] = precision_recall(hit[rows], ~(hit | neutral)[rows], int(count[label])).area()
-    return 100 * areas
+def _ranking(detections: _Detections, label: int) -> IntArray:
+    """Rows of a class, best score of all images first; equal scores in the order of images and files."""
+    rows = np.flatnonzero(detections.label == label)
+    return rows[np.argsort(-detections.score[rows], kind="stable")]
 
 
 def main() -> None:
