@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluate.arrays import EvaluationError
 from evaluate.tinyperson import evaluate_tinyperson
 from evaluate.tinyperson_ap import SIZE_RANGES
 from evaluate.tinyperson_io import read_tinyperson

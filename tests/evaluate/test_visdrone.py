@@ -303,8 +303,8 @@ def test_overlap_at_the_threshold_counts_and_the_last_of_equals_is_taken() -> No
 
 def test_equal_scores_keep_the_order_of_images() -> None:
     found, lost = (0, 0, 10, 10, 0.5, 4), (50, 50, 10, 10, 0.5, 4)
-    first = evaluate_visdrone([image([found[:4] + (1, 4)], [found]), image([], [lost], "b")])
-    second = evaluate_visdrone([image([], [lost], "b"), image([found[:4] + (1, 4)], [found])])
+    first = evaluate_visdrone([image([(*found[:4], 1, 4)], [found]), image([], [lost], "b")])
+    second = evaluate_visdrone([image([], [lost], "b"), image([(*found[:4], 1, 4)], [found])])
     assert (ap50(first, 4), ap50(second, 4)) == (100, 50)
 
 

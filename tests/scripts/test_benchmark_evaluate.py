@@ -16,8 +16,8 @@ def test_all_protocols_are_measured(run_command: RunCommand, tmp_path: Path) -> 
     assert result.status == 0, result.err
     rows = json.loads(out.read_text())["rows"]
     assert [row["protocol"] for row in rows] == PROTOCOLS
-    assert [row["images"] for row in rows] == [2, 20, 1]
-    assert [row["detections"] for row in rows] == [1000, 2000, 200]
+    assert [row["images"] for row in rows] == [2, 22, 1]
+    assert [row["detections"] for row in rows] == [1000, 2200, 200]
     for row in rows:
         assert 0 < row["cpu_s"] < 60 and row["wall_s"] > 0 and 10 < row["peak_mib"] < 4096
     assert all(name in result.out for name in PROTOCOLS)
