@@ -6,14 +6,17 @@ Not a metric: nothing here decides how something is counted.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # the official protocols are plain numpy: they start without loading torch
+    from torch import Tensor
 
 FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 class EvaluationError(ValueError):
@@ -89,6 +92,15 @@ def mean_defined_rows(rows: FloatArray) -> FloatArray:
     mean: FloatArray = np.full(rows.shape[1], np.nan)
     np.divide(np.nansum(rows, axis=0), count, out=mean, where=count > 0)
     return mean
+
+
+def round_half_away(values: FloatArray) -> NDArray[np.float64]:
+    """Whole numbers, halves away from zero as MATLAB and Octave round (numpy rounds them to even)."""
+    values = np.asarray(values, dtype=np.float64)
+    whole = np.trunc(values)
+    # From the remainder, which is exact: floor(|x| + 0.5) is wrong for the double just below 0.5.
+    rounded: NDArray[np.float64] = whole + np.sign(values) * (np.abs(values - whole) >= 0.5)
+    return rounded
 
 
 def ratio(part: float, whole: float) -> float | None:

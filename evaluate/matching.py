@@ -57,23 +57,40 @@ def match_by_score(pairs: Pairs, truths: int) -> Pairs:
     """The pairs that greedy matching keeps: in order of index (best score first), each detection takes the
     free label that it overlaps most; a label is taken once.
 
-    All images at once, as deferred acceptance: every detection proposes to the label it overlaps most, a
-    label keeps the proposal of the lowest index, the refused go on to their next label. All labels rank
-    the detections alike, so the one stable outcome is that of the one-by-one loop.
-
     Args:
         pairs: candidates; detections of one image are numbered best score first.
         truths: number of labels.
     """
     order = np.lexsort((pairs.truth, -pairs.iou, pairs.detection))
-    detection, truth = pairs.detection[order], pairs.truth[order]
+    return pairs.select(order[accept_in_order(pairs.detection[order], pairs.truth[order], truths)])
+
+
+def accept_in_order(
+    detection: IntArray, truth: IntArray, truths: int, shared: NDArray[np.bool_] | None = None
+) -> IntArray:
+    """One-by-one greedy matching of all images at once: positions of the pairs that it keeps, ascending.
+
+    As deferred acceptance: every detection proposes to the object it likes best, an object keeps the proposal
+    of the lowest index, the refused go on to their next. All objects rank the detections alike, so the one
+    stable outcome is that of the loop in which detection after detection takes its best free object. A refusal
+    is final, because an object that was taken stays taken by the same or a better detection; that also holds
+    with shared pairs, which are never refused but take the object from later pairs that are not shared.
+
+    Args:
+        detection: [P], ascending; the lower index chooses first.
+        truth: [P] the object of each pair; a detection's pairs stand in its order of preference.
+        truths: number of objects.
+        shared: [P] pairs that need no free object; by default none.
+    """
     current = np.flatnonzero(np.diff(detection, prepend=-1))
     end = np.append(current[1:], len(detection))[: len(current)]
     while True:
         holder = np.full(truths, np.iinfo(np.int64).max)
         np.minimum.at(holder, truth[current], detection[current])
         refused = holder[truth[current]] != detection[current]
+        if shared is not None:
+            refused &= ~shared[current]
         if not refused.any():
-            return pairs.select(order[current])
+            return current
         current = current + refused
         current, end = current[current < end], end[current < end]
