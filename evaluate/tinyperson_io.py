@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,10 +124,12 @@ def _ids(content: dict[str, Any], key: str, path: Path) -> dict[int, int]:
     entries = content.get(key)
     if not isinstance(entries, list) or not entries:
         raise EvaluationError(f"{path}: expected a list {key!r} that is not empty")
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
-    for index, number in enumerate(ids):
+    ids: list[int] = []
+    for index, entry in enumerate(entries):
+        number = entry.get("id") if isinstance(entry, dict) else None
         if type(number) is not int:
             raise EvaluationError(f"{path}: {key}[{index}]: the id is {number!r}; expected a whole number")
+        ids.append(number)
     if len(set(ids)) != len(ids):
         raise EvaluationError(f"{path}: {key}: an id occurs twice")
     return {number: place for place, number in enumerate(sorted(ids))}
@@ -173,7 +175,7 @@ class _Entries:
         return EvaluationError(f"{self.path}: {self.key}[{index}]: {what}")
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     # Limits instead of isfinite, which stops at whole numbers too large for a float (JSON has them).
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -_HUGE < value < _HUGE
 

@@ -1,6 +1,6 @@
 """VisDrone-DET as its official evaluation reads it: annotation and result files, image sizes.
 
-Reading only, and other rules than preparation for training (utils/visdrone.py): file order matters here, and
+Reading only, and other rules than preparation for training (utils/datasets/visdrone.py): file order matters here, and
 nothing is clipped or dropped. What counts is decided in evaluate/visdrone.py.
 """
 
@@ -55,7 +55,7 @@ class VisDroneImage:
     @property
     def is_region(self) -> BoolArray:
         """[A] which annotations are ignored regions."""
-        return self.category == IGNORED_REGION
+        return np.asarray(self.category == IGNORED_REGION)
 
 
 class ImageSizes:
