@@ -17,6 +17,7 @@ from engine.inference import Detector, load_model
 from engine.loaders import evaluation_loader
 from engine.measure import measure
 from engine.test_outputs import TestOutputs, save_curves
+from evaluate.official import OfficialSplit
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.config import ConfigError, DatasetConfig, load_config
@@ -24,7 +25,7 @@ from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
 from utils.runs import new_run_dir
-from utils.splits import resolve_split
+from utils.splits import dataset_root, resolve_split
 from utils.test_cli import build_test_parser, thresholds
 
 
@@ -51,9 +52,13 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
     )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
     images = resolve_split(dataset, args.data, args.task)
+    official = None
+    if args.official:
+        official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images)
     outputs = TestOutputs(
-        folder, names, images, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
-    )
+        folder, names, images, save_txt=args.save_txt or args.official, save_conf=args.save_conf or args.official,
+        save_json=args.save_json,
+    )  # fmt: skip
     result = evaluate(
         detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,
         on_batch=outputs.add,
@@ -64,12 +69,23 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
     log.info(result.selector.table())
     note_scores(dataset)
+    if official is not None:
+        run_official(official, folder)
     content = {
         "detection": result.detection.to_dict(curves=False),
         "selector": result.selector.to_dict(),
         **record(args, dataset),
     }
     write_json(folder / "metrics.json", content)
+
+
+def run_official(split: OfficialSplit, folder: Path) -> None:
+    """Convert the label files just written, and run the dataset's own protocol on them."""
+    converted = split.convert(folder / "labels", folder / "official")
+    metrics = split.evaluate(converted)
+    write_json(folder / "official.json", metrics.to_dict())
+    for text in (metrics.table(), *split.notes()):
+        get_logger().info(text)
 
 
 def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:

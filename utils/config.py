@@ -238,6 +238,8 @@ class DatasetConfig:
     """Anchors per image size: {1536: [[[w, h], …], …]}; other sizes use the nearest, scaled."""
     note: str = ""
     """Printed wherever scores on this dataset are, e.g. "not comparable with published numbers"."""
+    official: str = ""
+    """Whose official protocol ``test.py --official`` runs: VisDrone, UAVDT or TinyPerson; empty: there is none."""
 
     def __post_init__(self) -> None:
         if self.nc != len(self.names):

@@ -86,5 +86,11 @@ def _add_outputs(parser: Parser) -> None:
     )
     group.add_argument("--save-conf", action="store_true", help="with --save-txt: add the score to each line")
     group.add_argument(
+        "--official",
+        action="store_true",
+        help="convert the detections into the layout of the dataset's official toolkit and run its protocol too "
+        "(tasks val and test)",
+    )
+    group.add_argument(
         "--save-json", action="store_true", help="write all detections as COCO results (predictions.json)"
     )

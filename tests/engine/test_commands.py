@@ -186,3 +186,15 @@ def test_wrong_number_of_classes_is_told(
         tmp_path,
     )
     assert result.status == 1 and "10 classes" in result.err
+
+
+def test_official_protocol(
+    tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
+    """The drawn dataset has VisDrone's layout, and so its protocol."""
+    result = run_command("test.py", "--data", tiny_dataset, *common, "--workers", 0, "--official")
+    assert result.status == 0, result.err
+    assert "VisDrone-DET, official protocol: 4 images" in result.out
+    assert 0 <= json.loads((tmp_path / "exp" / "official.json").read_text())["metrics"]["AP"] <= 100
+    (converted,) = (tmp_path / "exp" / "official").iterdir()
+    assert len(list(converted.iterdir())) == 4
