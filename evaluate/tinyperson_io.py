@@ -124,7 +124,7 @@ def _ids(content: dict[str, Any], key: str, path: Path) -> dict[int, int]:
     entries = content.get(key)
     if not isinstance(entries, list) or not entries:
         raise EvaluationError(f"{path}: expected a list {key!r} that is not empty")
-    ids = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
+    ids: list[Any] = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
     for index, number in enumerate(ids):
         if type(number) is not int:
             raise EvaluationError(f"{path}: {key}[{index}]: the id is {number!r}; expected a whole number")
@@ -163,7 +163,7 @@ class _Entries:
 
     def number(self, index: int, entry: dict[str, Any], name: str, default: float | None = None) -> float:
         """A field that is a finite number."""
-        value = entry.get(name, default)
+        value: Any = entry.get(name, default)
         if not _is_number(value):
             raise self.fault(index, f"{name} {value!r}; expected a finite number")
         return float(value)
