@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -124,12 +124,10 @@ def _ids(content: dict[str, Any], key: str, path: Path) -> dict[int, int]:
     entries = content.get(key)
     if not isinstance(entries, list) or not entries:
         raise EvaluationError(f"{path}: expected a list {key!r} that is not empty")
-    ids: list[int] = []
-    for index, entry in enumerate(entries):
-        number = entry.get("id") if isinstance(entry, dict) else None
+    ids: list[Any] = [entry.get("id") if isinstance(entry, dict) else None for entry in entries]
+    for index, number in enumerate(ids):
         if type(number) is not int:
             raise EvaluationError(f"{path}: {key}[{index}]: the id is {number!r}; expected a whole number")
-        ids.append(number)
     if len(set(ids)) != len(ids):
         raise EvaluationError(f"{path}: {key}: an id occurs twice")
     return {number: place for place, number in enumerate(sorted(ids))}
@@ -165,7 +163,7 @@ class _Entries:
 
     def number(self, index: int, entry: dict[str, Any], name: str, default: float | None = None) -> float:
         """A field that is a finite number."""
-        value = entry.get(name, default)
+        value: Any = entry.get(name, default)
         if not _is_number(value):
             raise self.fault(index, f"{name} {value!r}; expected a finite number")
         return float(value)
@@ -175,7 +173,7 @@ class _Entries:
         return EvaluationError(f"{self.path}: {self.key}[{index}]: {what}")
 
 
-def _is_number(value: object) -> TypeGuard[int | float]:
+def _is_number(value: object) -> bool:
     # Limits instead of isfinite, which stops at whole numbers too large for a float (JSON has them).
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -_HUGE < value < _HUGE
 

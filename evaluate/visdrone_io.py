@@ -55,7 +55,8 @@ class VisDroneImage:
     @property
     def is_region(self) -> BoolArray:
         """[A] which annotations are ignored regions."""
-        return np.asarray(self.category == IGNORED_REGION)
+        regions: BoolArray = self.category == IGNORED_REGION
+        return regions
 
 
 class ImageSizes:

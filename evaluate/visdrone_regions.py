@@ -74,7 +74,8 @@ class RegionMap:
 def _common_lengths(near: FloatArray, far: FloatArray, edges: FloatArray) -> NDArray[np.float64]:
     """Spans [N] and edges [K + 1] → [N, K] how much of each cell a span covers."""
     lengths = np.minimum(far[:, None], edges[None, 1:]) - np.maximum(near[:, None], edges[None, :-1])
-    return np.asarray(np.maximum(lengths, 0))
+    common: NDArray[np.float64] = np.maximum(lengths, 0)
+    return common
 
 
 def without_ignored_regions(image: VisDroneImage) -> VisDroneImage:
