@@ -157,7 +157,7 @@ class HypConfig:
     anchor_t: float = 4.0
     """A target matches an anchor when no side differs by more than this factor."""
     label_smoothing: float = 0.0
-    heatmap: float = 0.2
+    heatmap: float = 0.05
     """Weight of the heatmap loss against the detection loss."""
     heatmap_loss: HeatmapLossName = "bce"
     heatmap_tau: float = 0.5
