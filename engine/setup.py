@@ -245,6 +245,11 @@ def resolve_model(
         raise ConfigError(
             "--cfg is empty and there are no initial weights: give --cfg models/cfg/yolov5s.yaml"
         )
+    if initial is not None and initial.config.body != base.body:
+        raise ConfigError(
+            f"--cfg {config.cfg} has the body of YOLOv5 {base.body}, the initial weights that of {initial.config.body}: "
+            "next to nothing would fit. Give models/cfg/<MODEL>_v6.yaml for v6 weights, <MODEL>.yaml for v5.0"
+        )
     base = overrides.apply(replace(base, names=[], num_classes=dataset.nc))
     if base.slicer.algorithm == "none":
         if base.head.sparse:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -56,11 +56,7 @@ def config_of_released(network: PickledNetwork) -> ModelConfig:
         CheckpointError: the architecture is of another family, or something needed is missing.
     """
     state, plan = network.state_dict, network.yaml
-    if "model.0.conv.conv.weight" not in state:
-        raise CheckpointError(
-            "the architecture in this checkpoint is not YOLOv5 v5.0 (its first layer is no Focus): only YOLOv5 v5.0 "
-            "and YOLOv5 + ESOD checkpoints can be converted"
-        )
+    body = _body(state)
     seeker = has_seeker(state)
     head_index = HEAD_INDEX + (SEEKER_LAYERS if seeker else 0)
     decoupled = f"model.{head_index}.m.0.stem.conv.weight" in state
@@ -69,14 +65,28 @@ def config_of_released(network: PickledNetwork) -> ModelConfig:
         family="yolov5",
         depth=_multiple(plan, "depth_multiple"),
         width=_multiple(plan, "width_multiple"),
+        body=body,
         seeker=_seeker_config(state) if seeker else SeekerConfig(kind="none"),
         slicer=_slicer_config(layers) if seeker else SlicerConfig(algorithm="none"),
         head=HeadConfig(kind="decoupled" if decoupled else "single"),
-        spp_kernels=_spp_kernels(layers, after=SEEKER_LAYERS + 5 if seeker else 5),
+        spp_kernels=_spp_kernels(layers, SEEKER_LAYERS + 5 if seeker else 5) if body == "v5.0" else [5],
         bn_eps=network.bn_eps,
         num_classes=len(network.names),
         names=[str(name) for name in network.names],
         anchors=_anchors(state, head_index),
+    )
+
+
+def _body(state: Mapping[str, Tensor]) -> Literal["v5.0", "v6"]:
+    """Which release of YOLOv5 the body is of, by its first layer and the pooling behind its last stage."""
+    if "model.0.conv.conv.weight" in state:
+        return "v5.0"
+    first = state.get("model.0.conv.weight")
+    if first is not None and tuple(first.shape[2:]) == (6, 6) and "model.9.cv2.conv.weight" in state:
+        return "v6"
+    raise CheckpointError(
+        "the architecture in this checkpoint is not YOLOv5's (its first layer is neither Focus nor a 6×6 convolution): "
+        "only YOLOv5 v5.0, YOLOv5 v6 and YOLOv5 + ESOD checkpoints can be converted"
     )
 
 

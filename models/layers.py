@@ -26,7 +26,7 @@ def scale_repeats(repeats: int, depth: float) -> int:
 
 
 class Conv(nn.Module):
-    """Convolution without bias, BatchNorm, SiLU; "same" padding for odd kernels.
+    """Convolution without bias, BatchNorm, SiLU; "same" padding for odd kernels unless another is given.
 
     [B, in, H, W] → [B, out, H/stride, W/stride].
     """
@@ -39,11 +39,11 @@ class Conv(nn.Module):
         stride: int = 1,
         groups: int = 1,
         eps: float = 1e-5,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False
-        )
+        padding = kernel // 2 if padding is None else padding
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.03)
         self.act = nn.SiLU(inplace=True)
 
@@ -122,6 +122,25 @@ class SPP(nn.Module):
         x = self.cv1(x)
         pooled = [F.max_pool2d(x, kernel, stride=1, padding=kernel // 2) for kernel in self.kernels]
         return self.cv2(torch.cat((x, *pooled), dim=1))  # type: ignore[no-any-return]
+
+
+class SPPF(nn.Module):
+    """Spatial pyramid pooling of YOLOv5 v6: three max-pools of one size in a row. [B,in,H,W] → [B,out,H,W]."""
+
+    POOLS = 3
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int = 5, eps: float = 1e-5) -> None:
+        super().__init__()
+        hidden = in_channels // 2
+        self.kernel = kernel
+        self.cv1 = Conv(in_channels, hidden, 1, eps=eps)
+        self.cv2 = Conv(hidden * (self.POOLS + 1), out_channels, 1, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = [self.cv1(x)]
+        for _ in range(self.POOLS):
+            pooled.append(F.max_pool2d(pooled[-1], self.kernel, stride=1, padding=self.kernel // 2))
+        return self.cv2(torch.cat(pooled, dim=1))  # type: ignore[no-any-return]
 
 
 class Focus(nn.Module):

@@ -80,11 +80,13 @@ class ModelConfig:
     family: Literal["yolov5"] = "yolov5"
     depth: float = 0.33
     width: float = 0.5
+    body: Literal["v5.0", "v6"] = "v5.0"
+    """Release of YOLOv5 whose body it is: v5.0 begins with Focus, v6 with a 6×6 convolution."""
     seeker: SeekerConfig = field(default_factory=SeekerConfig)
     slicer: SlicerConfig = field(default_factory=SlicerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     spp_kernels: list[int] = field(default_factory=lambda: [3, 5, 7])
-    """Pooling sizes of the body's SPP: 3, 5, 7 in ESOD, 5, 9, 13 in plain YOLOv5 v5.0."""
+    """Pooling sizes of the v5.0 body's SPP: 3, 5, 7 in ESOD, 5, 9, 13 in plain YOLOv5 v5.0."""
     bn_eps: float = 1e-5
     """BatchNorm epsilon: 1e-5 in ESOD, 1e-3 in YOLOv5's own files."""
     num_classes: int = 80

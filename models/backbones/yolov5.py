@@ -1,12 +1,15 @@
-"""YOLOv5 v5.0 body (Focus, C3, SPP), cut after stride 8 into stem and deep part."""
+"""YOLOv5 bodies, cut after stride 8 into stem and deep part: v5.0 (Focus, SPP) and v6 (6×6 convolution, SPPF)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
-from models.layers import C3, SPP, Conv, Focus, scale_channels, scale_repeats
+from models.layers import C3, SPP, SPPF, Conv, Focus, scale_channels, scale_repeats
 from utils.config import ModelConfig
+
+REPEATS = {"v5.0": (3, 9, 9, 3), "v6": (3, 6, 9, 3)}
+"""Repeats of the C3 stages at strides 4, 8, 16 and 32, before scaling by depth."""
 
 
 class YOLOv5Deep(nn.Module):
@@ -17,11 +20,11 @@ class YOLOv5Deep(nn.Module):
         c3, c4, c5 = channels
         eps = config.bn_eps
         self.stage4 = nn.Sequential(Conv(c3, c4, 3, 2, eps=eps), C3(c4, c4, repeats[0], eps=eps))
-        self.stage5 = nn.Sequential(
-            Conv(c4, c5, 3, 2, eps=eps),
-            SPP(c5, c5, config.spp_kernels, eps=eps),
-            C3(c5, c5, repeats[1], shortcut=False, eps=eps),
-        )
+        if config.body == "v6":
+            last: list[nn.Module] = [C3(c5, c5, repeats[1], eps=eps), SPPF(c5, c5, eps=eps)]
+        else:
+            last = [SPP(c5, c5, config.spp_kernels, eps=eps), C3(c5, c5, repeats[1], shortcut=False, eps=eps)]
+        self.stage5 = nn.Sequential(Conv(c4, c5, 3, 2, eps=eps), *last)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         p4 = self.stage4(features)
@@ -29,16 +32,17 @@ class YOLOv5Deep(nn.Module):
 
 
 def build_yolov5(config: ModelConfig) -> Backbone:
-    """YOLOv5 v5.0 backbone of the configured depth and width."""
+    """YOLOv5 backbone of the configured release, depth and width."""
     c1, c2, c3, c4, c5 = (scale_channels(c, config.width) for c in (64, 128, 256, 512, 1024))
-    short, long = scale_repeats(3, config.depth), scale_repeats(9, config.depth)
+    at4, at8, at16, at32 = (scale_repeats(count, config.depth) for count in REPEATS[config.body])
     eps = config.bn_eps
+    first = Conv(3, c1, 6, 2, eps=eps, padding=2) if config.body == "v6" else Focus(3, c1, 3, eps=eps)
     stem = nn.Sequential(
-        Focus(3, c1, 3, eps=eps),
+        first,
         Conv(c1, c2, 3, 2, eps=eps),
-        C3(c2, c2, short, eps=eps),
+        C3(c2, c2, at4, eps=eps),
         Conv(c2, c3, 3, 2, eps=eps),
-        C3(c3, c3, long, eps=eps),
+        C3(c3, c3, at8, eps=eps),
     )
-    deep = YOLOv5Deep((c3, c4, c5), (long, short), config)
+    deep = YOLOv5Deep((c3, c4, c5), (at16, at32), config)
     return Backbone(stem, deep, (c3, c4, c5))

@@ -208,6 +208,12 @@ def test_initial_weights_from_a_trained_model(
     second = run_command("train.py", *options(tiny_dataset, tmp_path, epochs=1, name="second", weights=best))
     total = len(load_checkpoint(best)["model"])
     assert f"{total} of {total} tensors matched" in second.out
+    other = options(
+        tiny_dataset, tmp_path, epochs=1, name="third", weights=best, cfg="models/cfg/yolov5n_v6.yaml"
+    )
+    third = run_command("train.py", *other)
+    assert third.status == 1
+    assert "has the body of YOLOv5 v6, the initial weights that of v5.0" in third.err
 
 
 def test_rect_training_of_portrait_images(tmp_path: Path, run_command: RunCommand) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models.decode import PostprocessConfig, decode, postprocess
 from models.esod import ESOD, ESODOutput, build_model
 from models.head import DetectionHead
+from models.layers import SPP, SPPF, Conv
 from models.neck import PANNeck
 from models.slicer import Patches, fixed_grid
 from models.sparse import gather_neighbourhoods
@@ -200,3 +201,21 @@ def test_neck_and_head_are_of_the_documented_types(tiny: BuildTiny) -> None:
     assert isinstance(model.neck, PANNeck) and isinstance(model.head, DetectionHead)
     parameters: list[Tensor] = list(model.head.parameters())
     assert model.head.anchors.shape == (3, 3, 2) and parameters
+
+
+def test_the_v6_body_has_the_same_strides_and_its_own_layers(tiny: BuildTiny) -> None:
+    model = tiny(body="v6")
+    pyramid = model.deep(model.stem(torch.rand(1, 3, 96, 160)))
+    assert [tuple(level.shape[2:]) for level in pyramid] == [(6, 10), (3, 5)]
+    first = model.stem[0]
+    assert isinstance(first, Conv) and first.conv.kernel_size == (6, 6)
+    assert sum(isinstance(module, SPPF) for module in model.modules()) == 1
+    assert len(model(torch.rand(2, 3, 64, 96)).levels) == 3
+
+
+def test_chained_pools_equal_parallel_ones() -> None:
+    """Three 5×5 pools in a row are pools of 5, 9 and 13: SPPF is SPP with those kernels."""
+    chained, parallel = SPPF(8, 8), SPP(8, 8, (5, 9, 13))
+    parallel.load_state_dict(chained.state_dict())
+    x = torch.rand(2, 8, 20, 24)
+    torch.testing.assert_close(chained.eval()(x), parallel.eval()(x))

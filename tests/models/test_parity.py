@@ -90,10 +90,11 @@ def test_released_dense_network(shared_dir: Path, tmp_path: Path, run_command: R
     check_case(folder, folder / "checkpoint.pt", "dense", tmp_path / "out.npz", run_command)
 
 
+@pytest.mark.parametrize("name", ["yolov5s_v5.0_coco", "yolov5n_v6.1_coco"])
 def test_yolov5_coco_checkpoint_keeps_its_head(
-    shared_dir: Path, tmp_path: Path, run_command: RunCommand
+    shared_dir: Path, tmp_path: Path, run_command: RunCommand, name: str
 ) -> None:
-    source = shared_dir / "weights" / "yolov5s_v5.0_coco.pt"
+    source = shared_dir / "weights" / f"{name}.pt"
     converted = tmp_path / "coco.pt"
     result = run_command(
         "scripts/model_convert.py", "--weights", source, "--output", converted, "--keep-head"
@@ -101,7 +102,7 @@ def test_yolov5_coco_checkpoint_keeps_its_head(
     assert result.status == 0, result.err
     data = load_checkpoint(converted)
     assert data["config"]["bn_eps"] == 1e-3 and len(data["names"]) == 80
-    expected = np.load(shared_dir / "golden" / "coco_models" / "yolov5s_v5.0_coco.npz")
+    expected = np.load(shared_dir / "golden" / "coco_models" / f"{name}.npz")
     for index in range(2):
         image = shared_dir / "golden" / "coco_models" / f"image{index}_544x960.png"
         line = ["--image", image, "--slicer", "none", "--conf-thres", 0.25, "--iou-thres", 0.45]
