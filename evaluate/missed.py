@@ -161,6 +161,10 @@ class MissedEvaluator:
         self.names = list(names)
         self._records: dict[int, _ImageRecord] = {}
 
+    def reset(self) -> None:
+        """Forget every image."""
+        self._records.clear()
+
     def update(
         self,
         image_id: int,
