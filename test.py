@@ -16,22 +16,26 @@ from engine.evaluation import evaluate
 from engine.inference import Detector, load_model
 from engine.loaders import evaluation_loader
 from engine.measure import measure
+from engine.missed import MissedCollector, plot_missed
 from engine.test_outputs import TestOutputs, save_curves
 from evaluate.official import OfficialSplit
 from models.decode import PostprocessConfig
+from models.esod import ESODOutput
 from utils.cli import model_overrides, run_main
 from utils.config import ConfigError, DatasetConfig, load_config
+from utils.data import Batch
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
+from utils.results import Detections
 from utils.runs import new_run_dir
 from utils.splits import dataset_root, resolve_split
-from utils.test_cli import build_test_parser, thresholds
+from utils.test_cli import parse_test_options, thresholds
 
 
 def main() -> None:
     """Parse the command line and run the task."""
-    args = build_test_parser().parse_args()
+    args = parse_test_options()
     dataset = load_config(DatasetConfig, args.data)
     detector = load_model(args.weights, args.device, model_overrides(args), half=args.half)
     check_classes(detector, dataset, args.single_cls)
@@ -59,15 +63,27 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
         folder, names, images, save_txt=args.save_txt or args.official, save_conf=args.save_conf or args.official,
         save_json=args.save_json,
     )  # fmt: skip
+    missed = MissedCollector(detector.model, names, single_class=args.single_cls) if args.analyse else None
+
+    def on_batch(batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
+        outputs.add(batch, output, found)
+        if missed is not None:
+            missed.add(batch, output, found)
+
     result = evaluate(
         detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,
-        on_batch=outputs.add,
+        on_batch=on_batch,
     )  # fmt: skip
     outputs.finish()
     save_curves(folder, result.detection)
     log = get_logger()
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
     log.info(result.selector.table())
+    if missed is not None:
+        causes = missed.compute(result.detection.best_confidence, post.conf_thres)
+        log.info(causes.table())
+        plot_missed(causes, folder / "analysis.png")
+        write_json(folder / "analysis.json", {**causes.to_dict(), **record(args, dataset)})
     note_scores(dataset)
     if official is not None:
         run_official(official, folder)

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from engine.outputs import head_anchors, image_heatmap, image_patches, true_boxes
 from engine.views import decode_views
+from evaluate.arrays import EvaluationError
 from evaluate.detection import DetectionEvaluator, DetectionMetrics
 from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
@@ -103,6 +104,7 @@ def evaluate(
             decoded = decode(output, head_anchors(model), config.conf_thres)
             if augment:
                 decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
+        _refuse_nan(output, batch.metas)
         found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
         if single_class:
             found = [replace(f, label=torch.zeros_like(f.label)) for f in found]
@@ -112,6 +114,23 @@ def evaluate(
             on_batch(batch, output, found)
     model.train(was_training)
     return Evaluation(detection.compute(), selector.compute())
+
+
+def _refuse_nan(output: ESODOutput, metas: list[ImageMeta]) -> None:
+    """NaN fails every comparison with a threshold: without this a diverged model would find nothing, silently.
+
+    Raises:
+        EvaluationError: the model gave NaN; names the images of the batch.
+    """
+    maps = [level.raw for level in output.levels]
+    if output.heatmap_logits is not None:
+        maps.append(output.heatmap_logits)
+    if bool(torch.stack([values.isnan().any() for values in maps]).any()):
+        files = ", ".join(str(meta.path) for meta in metas)
+        raise EvaluationError(
+            f"the model's predictions are NaN for {files}: it has diverged, or its weights are damaged "
+            "(with --half: try without)"
+        )
 
 
 def _update(

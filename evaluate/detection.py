@@ -1,4 +1,4 @@
-"""Detection accuracy: COCO AP by size and class, P/R/F1 over confidence, confusion matrix.
+"""Detection accuracy: COCO AP by size and class, YOLOv5's mAP, P/R/F1 over confidence, confusion matrix.
 
 This is the everyday protocol of ``test.py``: all labels count, there are no ignore regions. It is not
 one of the official dataset protocols, and the numbers of the two must not be compared; every result
@@ -24,19 +24,20 @@ from evaluate.arrays import (
     checked_labels,
     json_list,
     mean_defined,
-    mean_defined_rows,
     shown,
     to_array,
 )
 from evaluate.coco import coco_tables
-from evaluate.matching import Pairs, match_by_score, overlapping_pairs
+from evaluate.curves import (
+    CONFUSION_IOU,
+    DetectionCurves,
+    confusion_matrix,
+    detection_curves,
+    same_class_pairs,
+)
+from evaluate.matching import overlapping_pairs
+from evaluate.yolo import YoloMetrics, yolo_metrics
 from utils.results import Detections
-
-CURVE_IOU = 0.5
-CONFUSION_CONFIDENCE = 0.25
-CONFUSION_IOU = 0.45
-# float32, like the scores, so that a score of 0.7 counts at the threshold 0.7.
-CONFIDENCE_LEVELS: NDArray[np.float32] = np.linspace(0, 1, 1001, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -56,32 +57,6 @@ class ClassMetrics:
 
 
 @dataclass(frozen=True)
-class DetectionCurves:
-    """Curves at IoU 0.5; NaN where a value is not defined, and in the whole row of a class without labels.
-
-    Attributes:
-        confidence: [1001] thresholds, 0 to 1; a detection counts when score ≥ threshold.
-        precision: [C, 1001] TP / (TP + FP); NaN where nothing is detected at that threshold.
-        recall: [C, 1001] TP / labels.
-        f1: [C, 1001] 2 TP / (detections + labels), so 0 and not NaN where nothing is detected.
-        recall_levels: [101], COCO's, 0 to 1.
-        precision_at_recall: [C, 101] COCO's interpolated precision (the PR curve; its mean is AP50).
-        mean_*: the mean over the classes where the value is defined.
-    """
-
-    confidence: FloatArray
-    precision: FloatArray
-    recall: FloatArray
-    f1: FloatArray
-    mean_precision: FloatArray
-    mean_recall: FloatArray
-    mean_f1: FloatArray
-    recall_levels: FloatArray
-    precision_at_recall: FloatArray
-    mean_precision_at_recall: FloatArray
-
-
-@dataclass(frozen=True)
 class DetectionMetrics:
     """What `DetectionEvaluator` found, in 0–1. None means "not defined" (AP without labels), never -1.
 
@@ -89,12 +64,14 @@ class DetectionMetrics:
         ap, ap50, ap75: COCO AP at IoU 0.50:0.95, 0.50, 0.75, mean over the classes with labels.
         ap_small, ap_medium, ap_large: AP of objects by area in original pixels.
         ar: COCO AR, the largest recall at `max_det`, mean over IoU 0.50:0.95 and classes with labels.
+        ar_small, ar_medium, ar_large: AR of objects by area in original pixels.
         precision, recall, f1: class means at IoU 0.5 and `best_confidence` (at 0 when that is None).
         best_confidence: the lowest of 0, 0.001, … 1 with the best mean F1; None without any true positive.
         confusion: [C + 1, C + 1] counts, row = predicted class, column = true class, the last of each is
             background: [p, C] false alarms of class p, [C, t] missed objects of class t. Detections of
             score ≥ 0.25 take, best score first, the free object of IoU ≥ 0.45 that they overlap most,
             whatever its class.
+        yolo: mAP@0.5 and mAP@0.5:0.95 of the same detections and labels, counted as YOLOv5 counts them.
     """
 
     protocol: str
@@ -108,6 +85,9 @@ class DetectionMetrics:
     ap_medium: float | None
     ap_large: float | None
     ar: float | None
+    ar_small: float | None
+    ar_medium: float | None
+    ar_large: float | None
     precision: float | None
     recall: float | None
     f1: float | None
@@ -115,6 +95,7 @@ class DetectionMetrics:
     per_class: list[ClassMetrics]
     curves: DetectionCurves
     confusion: IntArray
+    yolo: YoloMetrics
 
     def to_dict(self, curves: bool = True) -> dict[str, Any]:
         """Plain data for JSON: lists and numbers, None where a value is not defined."""
@@ -122,6 +103,7 @@ class DetectionMetrics:
         del plain["curves"]
         plain["per_class"] = [vars(row).copy() for row in self.per_class]
         plain["confusion"] = self.confusion.tolist()
+        plain["yolo"] = self.yolo.to_dict()
         if curves:
             plain["curves"] = {key: json_list(value) for key, value in vars(self.curves).items()}
         return plain
@@ -141,9 +123,11 @@ class DetectionMetrics:
             lines.append(f"{row.name:<{width}} {row.images:>7} {row.labels:>8}{cells}")
         lines.append(
             f"AP75 {shown(self.ap75)}, AP small {shown(self.ap_small)}, medium {shown(self.ap_medium)}, "
-            f"large {shown(self.ap_large)}, AR {shown(self.ar)}; "
+            f"large {shown(self.ap_large)}, AR {shown(self.ar)}, AR small {shown(self.ar_small)}, "
+            f"medium {shown(self.ar_medium)}, large {shown(self.ar_large)}; "
             f"P, R, F1 at IoU 0.5 and confidence {shown(self.best_confidence)}"
         )
+        lines.append(self.yolo.table())
         return "\n".join(lines)
 
 
@@ -252,13 +236,16 @@ class DetectionEvaluator:
         precision, recall = coco_tables(
             data.detections, data.score, data.truths, data.image_hw, classes, self.max_det
         )
+        collected = data.detections, data.score, data.truths
         candidates = overlapping_pairs(data.detections, data.truths, CONFUSION_IOU)
-        curves = _curves(data, _true_positives(data, candidates), precision[:, 0, :, 0])
+        pairs = same_class_pairs(data.detections, data.truths, candidates)
+        curves = detection_curves(*collected, pairs, precision[:, 0, :, 0])
         has_hit = bool((curves.mean_f1 > 0).any())
         best = int(np.nanargmax(curves.mean_f1)) if has_hit else 0
         images = len(data.image_hw)
+        counted = f"{self.max_det} detections per image, {images} images, no ignore regions"
         return DetectionMetrics(
-            protocol=f"COCO AP, {self.max_det} detections per image, {images} images, no ignore regions",
+            protocol=f"COCO AP, {counted}",
             images=images,
             labels=len(data.truths.label),
             detections=len(data.score),
@@ -269,6 +256,9 @@ class DetectionEvaluator:
             ap_medium=mean_defined(precision[..., 2]),
             ap_large=mean_defined(precision[..., 3]),
             ar=mean_defined(recall[..., 0]),
+            ar_small=mean_defined(recall[..., 1]),
+            ar_medium=mean_defined(recall[..., 2]),
+            ar_large=mean_defined(recall[..., 3]),
             precision=mean_defined(curves.mean_precision[best]),
             recall=mean_defined(curves.mean_recall[best]),
             f1=mean_defined(curves.mean_f1[best]),
@@ -278,7 +268,8 @@ class DetectionEvaluator:
                 for index, name in enumerate(self.names)
             ],
             curves=curves,
-            confusion=_confusion(data, candidates, classes),
+            confusion=confusion_matrix(*collected, candidates, classes),
+            yolo=yolo_metrics(*collected, pairs, self.names, f"YOLOv5-style mAP, {counted}"),
         )
 
 
@@ -327,61 +318,3 @@ def _class_metrics(
         recall=mean_defined(curves.recall[index, best]),
         f1=mean_defined(curves.f1[index, best]),
     )
-
-
-def _true_positives(data: _Collected, candidates: Pairs) -> NDArray[np.bool_]:
-    """[detections] whether each is matched to a label of its class at IoU 0.5."""
-    same_class = data.detections.label[candidates.detection] == data.truths.label[candidates.truth]
-    allowed = candidates.select(same_class & (candidates.iou >= CURVE_IOU))
-    true_positive = np.zeros(len(data.score), dtype=bool)
-    true_positive[match_by_score(allowed, len(data.truths.label)).detection] = True
-    return true_positive
-
-
-def _curves(
-    data: _Collected, true_positive: NDArray[np.bool_], precision_at_recall: FloatArray
-) -> DetectionCurves:
-    """`DetectionCurves` from the outcome of each detection and COCO's PR curves [C, 101]."""
-    shape = (len(precision_at_recall), len(CONFIDENCE_LEVELS))
-    precision, recall, f1 = (np.full(shape, np.nan) for _ in range(3))
-    for index in np.unique(data.truths.label).tolist():
-        of_class = data.detections.label == index
-        labels = int((data.truths.label == index).sum())
-        detected = _count_at_least(data.score[of_class])
-        correct = _count_at_least(data.score[of_class & true_positive])
-        np.divide(correct, detected, out=precision[index], where=detected > 0)
-        recall[index] = correct / labels
-        f1[index] = 2 * correct / (detected + labels)
-    return DetectionCurves(
-        # Three digits are exact for the 1001 levels.
-        confidence=CONFIDENCE_LEVELS.astype(np.float64).round(3),
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        mean_precision=mean_defined_rows(precision),
-        mean_recall=mean_defined_rows(recall),
-        mean_f1=mean_defined_rows(f1),
-        recall_levels=np.linspace(0, 1, precision_at_recall.shape[1]),
-        precision_at_recall=precision_at_recall,
-        mean_precision_at_recall=mean_defined_rows(precision_at_recall),
-    )
-
-
-def _count_at_least(score: NDArray[np.float32]) -> IntArray:
-    """[1001] how many scores reach each confidence level."""
-    return (len(score) - np.searchsorted(np.sort(score), CONFIDENCE_LEVELS, side="left")).astype(np.int64)
-
-
-def _confusion(data: _Collected, candidates: Pairs, classes: int) -> IntArray:
-    """[C + 1, C + 1] confusion counts; see `DetectionMetrics.confusion`."""
-    confident = data.score >= np.float32(CONFUSION_CONFIDENCE)
-    matched = match_by_score(candidates.select(confident[candidates.detection]), len(data.truths.label))
-    false_alarm = confident.copy()
-    false_alarm[matched.detection] = False
-    missed = np.ones(len(data.truths.label), dtype=bool)
-    missed[matched.truth] = False
-    confusion = np.zeros((classes + 1, classes + 1), dtype=np.int64)
-    np.add.at(confusion, (data.detections.label[matched.detection], data.truths.label[matched.truth]), 1)
-    confusion[:-1, -1] = np.bincount(data.detections.label[false_alarm], minlength=classes)
-    confusion[-1, :-1] = np.bincount(data.truths.label[missed], minlength=classes)
-    return confusion

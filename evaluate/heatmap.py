@@ -40,12 +40,19 @@ SIZES = (("small", 0.0, 32.0**2), ("medium", 32.0**2, 96.0**2), ("large", 96.0**
 
 @dataclass(frozen=True)
 class SelectorGroup:
-    """Objects of one size or class. None: there is none."""
+    """Objects of one size or class. None: there is none.
+
+    Attributes:
+        heatmap_recall: share of the label cells in the boxes of the group that are active; a cell that two boxes
+            share counts for each. There is no precision of a group: an active cell beside all objects is of no
+            size and of no class.
+    """
 
     name: str
     labels: int
     missing_rate: float | None
     bpr_center: float | None
+    heatmap_recall: float | None
 
 
 @dataclass(frozen=True)
@@ -101,7 +108,8 @@ class SelectorMetrics:
         groups = [*self.by_size, *self.by_class]
         width = max((len(group.name) for group in groups), default=0)
         rows = [
-            f"{group.name:<{width}} {group.labels:>8} labels, missing rate {shown(group.missing_rate)}"
+            f"{group.name:<{width}} {group.labels:>8} labels, missing rate {shown(group.missing_rate)}, "
+            f"BPR centre {shown(group.bpr_center)}, heatmap recall {shown(group.heatmap_recall)}"
             for group in groups
         ]
         return "\n".join([self.protocol, patches, cells, *rows])
@@ -120,6 +128,10 @@ class _Collected:
     """NaN for a box whose area in original pixels was not given."""
     box_class: list[int] = field(default_factory=list)
     """-1 for a box whose class was not given."""
+    box_cells_labelled: list[int] = field(default_factory=list)
+    """Label cells in each box; 0 without a heatmap."""
+    box_cells_both: list[int] = field(default_factory=list)
+    """Those of them that are active."""
     cells_active: int = 0
     cells_labelled: int = 0
     cells_both: int = 0
@@ -192,7 +204,12 @@ class SelectorEvaluator:
         data.occupancy.append(float(patch_areas(patches).sum()) / (height * width))
         data.occupancy_union.append(float(covered_cells(patches, height, width).mean()))
         data.patches.append(len(patches))
-        if active is not None and labelled is not None:
+        if active is None or labelled is None:
+            data.box_cells_labelled += [0] * len(boxes)
+            data.box_cells_both += [0] * len(boxes)
+        else:
+            data.box_cells_labelled += cells_in_boxes(labelled, boxes).tolist()
+            data.box_cells_both += cells_in_boxes(active & labelled, boxes).tolist()
             data.cells_active += int(active.sum())
             data.cells_labelled += int(labelled.sum())
             data.cells_both += int((active & labelled).sum())
@@ -218,20 +235,24 @@ class SelectorEvaluator:
         """The metrics of all images added so far; does not depend on the order in which they were added."""
         data = self._data
         images = len(data.patches)
-        kept = np.array(data.box_kept, dtype=bool)
-        centre = np.array(data.centre_kept, dtype=bool)
+        boxes = _Boxes(
+            np.array(data.box_kept, dtype=bool),
+            np.array(data.centre_kept, dtype=bool),
+            np.array(data.box_cells_labelled, dtype=np.int64),
+            np.array(data.box_cells_both, dtype=np.int64),
+        )
         area, of_class = np.array(data.box_area), np.array(data.box_class, dtype=np.int64)
         # fsum is exact, so that the order of the images (and the number of processes) cannot matter.
         occupancy = ratio(math.fsum(data.occupancy), images)
-        total = _group("all", np.ones(len(kept), dtype=bool), kept, centre)
-        sizes = [_group(name, (area >= low) & (area < high), kept, centre) for name, low, high in SIZES]
-        classes = [_group(name, of_class == index, kept, centre) for index, name in enumerate(self.names)]
+        total = _group("all", np.ones(len(boxes.kept), dtype=bool), boxes)
+        sizes = [_group(name, (area >= low) & (area < high), boxes) for name, low, high in SIZES]
+        classes = [_group(name, of_class == index, boxes) for index, name in enumerate(self.names)]
         return SelectorMetrics(
             protocol=f"patch selection, {images} images, no ignore regions, kept = one patch covers > 50 %",
             images=images,
-            labels=len(kept),
+            labels=total.labels,
             missing_rate=total.missing_rate,
-            bpr_box=ratio(int(kept.sum()), len(kept)),
+            bpr_box=ratio(int(boxes.kept.sum()), total.labels),
             bpr_center=total.bpr_center,
             occupancy=occupancy,
             occupancy_union=ratio(math.fsum(data.occupancy_union), images),
@@ -276,13 +297,37 @@ def covered_cells(patches: IntArray, height: int, width: int) -> BoolArray:
     return corners.cumsum(axis=0).cumsum(axis=1)[:height, :width] > 0
 
 
-def _group(name: str, chosen: BoolArray, kept: BoolArray, centre: BoolArray) -> SelectorGroup:
+def cells_in_boxes(cells: BoolArray, boxes_px: FloatArray) -> IntArray:
+    """[h, w] cells and [N, 4] boxes (input pixels) → [N] how many True cells each box touches."""
+    height, width = cells.shape
+    table = np.zeros((height + 1, width + 1), dtype=np.int64)
+    table[1:, 1:] = cells.cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    limit = np.array([width, height])
+    near = np.floor(boxes_px[:, :2] / CELL_PX)
+    # At least the cell of the corner: a box without area lies in one, too.
+    far = np.maximum(np.ceil(boxes_px[:, 2:] / CELL_PX), near + 1)
+    (x1, y1), (x2, y2) = (np.clip(corner, 0, limit).astype(np.int64).T for corner in (near, far))
+    return np.asarray(table[y2, x2] - table[y1, x2] - table[y2, x1] + table[y1, x1])
+
+
+@dataclass(frozen=True)
+class _Boxes:
+    """All boxes, [N] each; see `_Collected`."""
+
+    kept: BoolArray
+    centre: BoolArray
+    cells_labelled: IntArray
+    cells_both: IntArray
+
+
+def _group(name: str, chosen: BoolArray, boxes: _Boxes) -> SelectorGroup:
     labels = int(chosen.sum())
     return SelectorGroup(
         name,
         labels,
-        missing_rate=ratio(int((chosen & ~kept).sum()), labels),
-        bpr_center=ratio(int((chosen & centre).sum()), labels),
+        missing_rate=ratio(int((chosen & ~boxes.kept).sum()), labels),
+        bpr_center=ratio(int((chosen & boxes.centre).sum()), labels),
+        heatmap_recall=ratio(int(boxes.cells_both[chosen].sum()), int(boxes.cells_labelled[chosen].sum())),
     )
 
 

@@ -65,6 +65,33 @@ def match_by_score(pairs: Pairs, truths: int) -> Pairs:
     return pairs.select(order[accept_in_order(pairs.detection[order], pairs.truth[order], truths)])
 
 
+def match_by_overlap(pairs: Pairs, detections: int, truths: int) -> Pairs:
+    """The pairs that greedy matching by overlap keeps: the pair of the largest IoU first, then the next whose
+    detection and label are both free; of equal IoUs the better detection (lower index), then the lower label.
+
+    What it keeps of the pairs above any IoU is what it would keep if those were all the pairs.
+
+    Args:
+        pairs: candidates.
+        detections, truths: how many there are of each.
+    """
+    pairs = pairs.select(np.lexsort((pairs.truth, pairs.detection, -pairs.iou)))
+    accepted = np.zeros(len(pairs.iou), dtype=bool)
+    left = np.arange(len(pairs.iou))
+    while len(left):
+        # A pair that comes first for its detection and for its label cannot lose either to another pair.
+        first, truth_first = np.full(detections, len(accepted)), np.full(truths, len(accepted))
+        np.minimum.at(first, pairs.detection[left], left)
+        np.minimum.at(truth_first, pairs.truth[left], left)
+        taken = left[(first[pairs.detection[left]] == left) & (truth_first[pairs.truth[left]] == left)]
+        accepted[taken] = True
+        free, truth_free = np.ones(detections, dtype=bool), np.ones(truths, dtype=bool)
+        free[pairs.detection[taken]] = False
+        truth_free[pairs.truth[taken]] = False
+        left = left[free[pairs.detection[left]] & truth_free[pairs.truth[left]]]
+    return pairs.select(accepted)
+
+
 def accept_in_order(
     detection: IntArray, truth: IntArray, truths: int, shared: NDArray[np.bool_] | None = None
 ) -> IntArray:

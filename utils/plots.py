@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -52,6 +52,7 @@ __all__ = [
     "plot_confusion_matrix",
     "plot_curves",
     "plot_results",
+    "plot_stacked_bars",
     "save_figure",
     "save_image",
     "to_image",
@@ -216,6 +217,67 @@ def plot_results(csv_path: str | Path, png_path: str | Path) -> Path:
         if number // columns == rows - 1 or number + columns >= len(names) - 1:
             axes.set_xlabel(names[0], fontsize=9)
     return save_figure(figure, png_path)
+
+
+def plot_stacked_bars(
+    groups: Sequence[str],
+    totals: Sequence[int],
+    parts: Mapping[str, Sequence[int]],
+    path: str | Path,
+    *,
+    title: str,
+    x_name: str,
+    y_name: str,
+) -> Path:
+    """Draw a bar per group, made of parts that are shares of the group's total.
+
+    Args:
+        groups: names below the bars.
+        totals: what each group's parts are divided by; a group of 0 has no bar.
+        parts: name → a count per group; drawn from the bottom up, in this order and in these colours.
+        path: PNG file.
+        title, x_name, y_name: what the chart and its axes say.
+    """
+    figure = new_figure(1.1 * len(groups) + 4.5, 5.6)
+    axes = figure.add_subplot()
+    plain_axes(axes)
+    axes.grid(visible=False, axis="x")
+    whole = np.asarray(totals, dtype=np.float64)
+    foot = np.zeros(len(groups))
+    for number, (name, counts) in enumerate(parts.items()):
+        share = np.divide(
+            np.asarray(counts, dtype=np.float64), whole, out=np.zeros(len(groups)), where=whole > 0
+        )
+        colour = LINE_COLOURS[number % len(LINE_COLOURS)]
+        label = f"{name}  {counts[0]}"
+        axes.bar(
+            np.arange(len(groups)),
+            share,
+            0.62,
+            foot,
+            color=colour,
+            label=label,
+            edgecolor="white",
+            linewidth=0.6,
+        )
+        foot += share
+    for place, (top, total) in enumerate(zip(foot.tolist(), totals, strict=True)):
+        note = f"{top:.0%}\nof {total}" if total else "none"
+        axes.annotate(
+            note, (place, top), (0, 4), textcoords="offset points", ha="center", color=INK, fontsize=9
+        )
+    axes.set_xticks(np.arange(len(groups)), list(groups))
+    axes.set_ylim(0, max(1.18 * float(foot.max(initial=0)), 0.05))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.set_xlabel(x_name, fontsize=9, color=INK)
+    axes.set_ylabel(y_name, color=INK)
+    axes.set_title(title, loc="left", color=INK, fontsize=12)
+    # As the bars are stacked: what is drawn last is on top.
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=9, labelcolor=INK, reverse=True,
+        title=f"in {groups[0]}, from the top",
+    )  # fmt: skip
+    return save_figure(figure, path)
 
 
 # ------------------------------------------------------------------------------------------- helpers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from utils.cli import (
     Parser,
@@ -62,12 +63,31 @@ def build_test_parser() -> Parser:
     )
     group.add_argument("--single-cls", action="store_true", help="count all classes as one")
     group.add_argument("--verbose", action="store_true", help="print every class, also when there are many")
+    group.add_argument(
+        "--analyse",
+        action="store_true",
+        help="also say why each object was missed (no patch, suppressed, wrong class, score too low, …), by size: "
+        "a table, analysis.json and analysis.png; not with --augment, measure or speed",
+    )
     add_image_size_argument(parser)
     add_model_arguments(parser)
     add_device_arguments(parser)
     _add_outputs(parser)
     add_run_arguments(parser, "test")
     return parser
+
+
+def parse_test_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line (default: this process's); contradictions end it with status 2."""
+    parser = build_test_parser()
+    options = parser.parse_args(arguments)
+    if options.analyse and options.task in ("measure", "speed"):
+        parser.error(
+            f"--analyse needs detections and labels, --task {options.task} only measures cost: use val"
+        )
+    if options.analyse and options.augment:
+        parser.error("--analyse looks at one pass over each image, --augment merges three: leave one out")
+    return options
 
 
 def thresholds(args: argparse.Namespace) -> tuple[float, float]:

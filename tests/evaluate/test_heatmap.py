@@ -12,7 +12,13 @@ import torch
 from torch import Tensor
 
 from evaluate.arrays import EvaluationError
-from evaluate.heatmap import SelectorEvaluator, SelectorMetrics, covered_boxes, covered_cells
+from evaluate.heatmap import (
+    SelectorEvaluator,
+    SelectorMetrics,
+    cells_in_boxes,
+    covered_boxes,
+    covered_cells,
+)
 
 MAP = (10, 20)  # cells: an input of 80 × 160 pixels
 Rows = list[tuple[float, ...]]
@@ -138,6 +144,42 @@ def test_rows_by_size_and_class() -> None:
     classes = {group.name: (group.labels, group.missing_rate, group.bpr_center) for group in metrics.by_class}
     assert classes == {"car": (4, 0.5, 0.5), "van": (0, None, None)}
     assert "medium" in metrics.table() and "n/a" in metrics.table()
+
+
+def test_heatmap_recall_by_group_counts_the_label_cells_in_its_boxes() -> None:
+    label = heat({(0, 0): 1.0, (0, 1): 0.6, (1, 0): 0.4, (5, 5): 1.0, (5, 6): 1.0, (9, 19): 1.0})
+    predicted = heat({(0, 0): 0.9, (5, 5): 0.9, (5, 6): 0.9, (3, 3): 0.9})
+    metrics = measure(
+        [LEFT],
+        [(0, 0, 16, 16), (40, 40, 56, 48), (100, 4, 100, 4)],
+        heatmap=predicted,
+        label_heatmap=label,
+        names=["car", "van", "bus"],
+        gt_area_orig=torch.tensor([256.0, 2000.0, 0.0]),
+        gt_label=torch.tensor([0, 1, 2]),
+    )
+    assert [(group.name, group.heatmap_recall) for group in [*metrics.by_size, *metrics.by_class]] == [
+        ("small", 0.5), ("medium", 1), ("large", None), ("car", 0.5), ("van", 1), ("bus", None),
+    ]  # fmt: skip
+    assert (metrics.heatmap_recall, metrics.heatmap_precision) == (3 / 5, 3 / 4)
+    assert "heatmap recall 0.500" in metrics.table()
+
+
+def test_cells_in_boxes_equals_counting_them() -> None:
+    rng = np.random.default_rng(4)
+    cells_set = rng.random(MAP) < 0.4
+    corner = rng.uniform(-10, 150, (40, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(0, 40, (40, 2))], axis=1)
+    expected = []
+    for x1, y1, x2, y2 in boxes:
+        touched = [
+            cells_set[row, column]
+            for row in range(MAP[0])
+            for column in range(MAP[1])
+            if column * 8 < x2 and (column + 1) * 8 > x1 and row * 8 < y2 and (row + 1) * 8 > y1
+        ]
+        expected.append(sum(touched))
+    np.testing.assert_array_equal(cells_in_boxes(cells_set, boxes), expected)
 
 
 def test_nothing_at_all_is_not_defined() -> None:

@@ -26,6 +26,7 @@ from utils.plots import (
     plot_confusion_matrix,
     plot_curves,
     plot_results,
+    plot_stacked_bars,
     save_image,
     to_image,
 )
@@ -425,3 +426,33 @@ def test_real_image_with_its_labels(shared_dir: Path, tmp_path: Path) -> None:
     picture = draw_boxes(image, boxes, rows[:, 5] - 1)
     assert picture.shape == image.shape and (picture != image).any()
     save_image(tmp_path / "picture.jpg", picture)
+
+
+# ---- stacked bars ----
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """#rrggbb as numbers."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def test_stacked_bars_are_as_high_as_their_shares(tmp_path: Path) -> None:
+    parts = {"lost": [30, 0, 0], "wrong": [30, 10, 0]}
+    axes = {"title": "Missed", "x_name": "size", "y_name": "share"}
+    picture = read(
+        plot_stacked_bars(["all", "small", "none"], [100, 100, 0], parts, tmp_path / "b.png", **axes)
+    )
+    lost, wrong = (has_colour(picture, rgb(plots.LINE_COLOURS[number])) for number in (0, 1))
+    heights = []
+    for flags in (lost, wrong):
+        columns = flags.sum(axis=0)
+        bars = columns[columns > 25]  # what is narrower is the legend
+        heights.append(sorted(set(bars.tolist())))
+    assert len(heights[0]) == 1 and len(heights[1]) == 2
+    assert abs(heights[0][0] - heights[1][1]) <= 3, "equal parts"
+    assert heights[1][1] / heights[1][0] == pytest.approx(3, rel=0.1)
+
+
+def test_stacked_bars_without_any_object(tmp_path: Path) -> None:
+    path = plot_stacked_bars(["all"], [0], {"lost": [0]}, tmp_path / "b.png", title="", x_name="", y_name="")
+    assert read(path).size
