@@ -20,6 +20,7 @@ from engine.test_outputs import TestOutputs, save_curves
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.config import ConfigError, DatasetConfig, load_config
+from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, read_environment
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
@@ -29,25 +30,39 @@ from utils.test_cli import build_test_parser, thresholds
 
 
 def main() -> None:
-    """Parse the command line and run the task."""
+    """Parse the command line and run the task, in one process or (torchrun) in several."""
     args = build_test_parser().parse_args()
+    if args.task in ("measure", "speed") and read_environment().world_size > 1:
+        raise ConfigError(f"--task {args.task} measures one process on one device: start it without torchrun")
+    dist = init_distributed(args.device)
+    try:
+        run(args, dist)
+    finally:
+        cleanup()
+
+
+def run(args: argparse.Namespace, dist: DistInfo) -> None:
+    """Run the task as one of the processes."""
     dataset = load_config(DatasetConfig, args.data)
     detector = load_model(args.weights, args.device, model_overrides(args), half=args.half)
     check_classes(detector, dataset, args.single_cls)
-    folder = new_run_dir(args.project, args.name, args.exist_ok)
+    folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
+    folder = broadcast_object(folder)
     if args.task in ("measure", "speed"):
         run_measure(args, dataset, detector, folder)
     else:
-        run_accuracy(args, dataset, detector, folder)
+        run_accuracy(args, dataset, detector, folder, dist)
     get_logger().info(f"results in {folder}")
 
 
-def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
-    """Tasks val, test and train: score the detections and the patches on that split."""
+def run_accuracy(
+    args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path, dist: DistInfo
+) -> None:
+    """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
     names = ["object"] if args.single_cls else dataset.names
     loader = evaluation_loader(
         dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls,
-        pin_memory=detector.device.type == "cuda",
+        pin_memory=detector.device.type == "cuda", dist=dist,
     )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
     images = resolve_split(dataset, args.data, args.task)
@@ -55,10 +70,13 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
         folder, names, images, save_txt=args.save_txt, save_conf=args.save_conf, save_json=args.save_json
     )
     result = evaluate(
-        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,
+        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls,
+        progress=dist.is_main,
         on_batch=outputs.add,
     )  # fmt: skip
     outputs.finish()
+    if result is None:
+        return  # the main process has the numbers
     save_curves(folder, result.detection)
     log = get_logger()
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
