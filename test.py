@@ -92,10 +92,13 @@ def run_accuracy(
 
 def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
     """Task measure: parameters, operations and time; task speed: parameters and time only."""
-    loader = evaluation_loader(dataset, args.data, "val", args.img_size, args.batch_size, 0, args.single_cls)
+    loader = evaluation_loader(dataset, args.data, "val", args.img_size, 1, 0, args.single_cls)
     post = PostprocessConfig(*thresholds(args), args.max_det)
-    result = measure(detector, loader, post, count_operations=args.task == "measure")
+    result = measure(
+        detector, loader, post, count_operations=args.task == "measure", larger_batch=args.batch_size
+    )
     get_logger().info(result.table())
+    result.plot(folder / f"{args.task}.png")
     write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
 
 
