@@ -165,7 +165,9 @@ class Measurement:
         ]
         lines.append(self.throughput.line())
         lines.append(f"peak memory {self.peak_memory_bytes / 2**20:.0f} MiB at batch 1")
-        lines += [_fit_line(name, fit) for name, fit in self.fits.items() if fit is not None]
+        lines += [
+            f"{name} ≈ {fit.formula('occupancy')}" for name, fit in self.fits.items() if fit is not None
+        ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def plot(self, path: Path) -> Path:
@@ -177,11 +179,6 @@ class Measurement:
         ]
         title = f"{self.images} images, one by one, on {self.device}"
         return plot_cost([image.occupancy for image in self.per_image], series, title, path)
-
-
-def _fit_line(name: str, fit: LinearFit) -> str:
-    quality = "" if fit.r_squared is None else f" (R² {fit.r_squared:.3f})"
-    return f"{name} ≈ {fit.intercept:.3g} + {fit.slope:.3g} · occupancy{quality}"
 
 
 def measure(

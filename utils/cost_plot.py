@@ -54,14 +54,13 @@ def _draw_panel(axes: Axes, occupancy: Sequence[float], series: CostSeries, colo
     axes.scatter(occupancy, series.values, s=22, color=colour, alpha=0.6, linewidths=0, label="an image")
     end = max(1.0, *occupancy)
     if series.fit is not None:
-        intercept, slope, r_squared = series.fit.intercept, series.fit.slope, series.fit.r_squared
-        quality = "" if r_squared is None else f"  (R² {r_squared:.3f})"
+        intercept, slope = series.fit.intercept, series.fit.slope
         axes.plot(
             [0, end],
             [intercept, intercept + slope * end],
             color=INK,
             linewidth=1.6,
-            label=f"{intercept:.3g} {'+' if slope >= 0 else '−'} {abs(slope):.3g} · occupancy{quality}",
+            label=series.fit.formula("occupancy"),
         )
     axes.set_xlim(0, 1.02 * end)
     axes.set_ylim(bottom=0)

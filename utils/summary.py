@@ -56,6 +56,12 @@ class LinearFit:
     intercept: float
     r_squared: float | None
 
+    def formula(self, x: str) -> str:
+        """The line with x by name: "2.17 + 7.3 · occupancy (R² 1.000)"."""
+        quality = "" if self.r_squared is None else f" (R² {self.r_squared:.3f})"
+        sign = "+" if self.slope >= 0 else "−"
+        return f"{_three_digits(self.intercept)} {sign} {_three_digits(abs(self.slope))} · {x}{quality}"
+
 
 def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
     """The line of least squares through points; None where x does not vary and no line is defined."""
@@ -68,3 +74,8 @@ def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
     # The squared correlation; clipped, because rounding may pass 1 by a bit.
     r_squared = min(float((dx @ dy) ** 2 / ((dx @ dx) * variance)), 1.0) if variance > 0 else None
     return LinearFit(slope, float(ys.mean() - slope * xs.mean()), r_squared)
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, all those before the point, and no exponent for large numbers."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
