@@ -237,7 +237,8 @@ class _Meter:
                 self.run(batch)
             if self.count_operations:
                 self.dense = self._count_dense(batch)
-        ran, modules = None, None
+        ran: FlopCount | None = None
+        modules: FlopCount | None = None
         if self.count_operations:
             ran, modules = self._count(batch)
         else:

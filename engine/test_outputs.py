@@ -70,7 +70,7 @@ class TestOutputs:
                 write_darknet(file, detections, meta.letterbox.original_hw, self.save_conf)
             if self.save_json:
                 name = self._name(meta.path)
-                image_id = int(name) if name.isdecimal() else name
+                image_id: int | str = int(name) if name.isdecimal() else name
                 self.found.append((meta.index, image_id, detections.to("cpu")))
         if self.batches < PICTURES and is_main():
             self._draw(batch, output, found)
