@@ -23,7 +23,8 @@ from models.decode import PostprocessConfig
 from models.esod import ESODOutput
 from utils.cli import model_overrides, run_main
 from utils.config import ConfigError, DatasetConfig, load_config
-from utils.data import Batch
+        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls,
+        progress=dist.is_main, on_batch=on_batch,
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
@@ -34,25 +35,41 @@ from utils.test_cli import parse_test_options, thresholds
 
 
 def main() -> None:
-    """Parse the command line and run the task."""
+    """Parse the command line and run the task, in one process or (torchrun) in several."""
     args = parse_test_options()
+    if args.task in ("measure", "speed") and read_environment().world_size > 1:
+        raise ConfigError(f"--task {args.task} measures one process on one device: start it without torchrun")
+    if args.analyse and read_environment().world_size > 1:
+        raise ConfigError("--analyse looks at one process's images: start it without torchrun")
+    dist = init_distributed(args.device)
+    try:
+        run(args, dist)
+    finally:
+        cleanup()
+
+
+def run(args: argparse.Namespace, dist: DistInfo) -> None:
+    """Run the task as one of the processes."""
     dataset = load_config(DatasetConfig, args.data)
     detector = load_model(args.weights, args.device, model_overrides(args), half=args.half)
     check_classes(detector, dataset, args.single_cls)
-    folder = new_run_dir(args.project, args.name, args.exist_ok)
+    folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
+    folder = broadcast_object(folder)
     if args.task in ("measure", "speed"):
         run_measure(args, dataset, detector, folder)
     else:
-        run_accuracy(args, dataset, detector, folder)
+        run_accuracy(args, dataset, detector, folder, dist)
     get_logger().info(f"results in {folder}")
 
 
-def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
-    """Tasks val, test and train: score the detections and the patches on that split."""
+def run_accuracy(
+    args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path, dist: DistInfo
+) -> None:
+    """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
     names = ["object"] if args.single_cls else dataset.names
     loader = evaluation_loader(
         dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls,
-        pin_memory=detector.device.type == "cuda",
+        pin_memory=detector.device.type == "cuda", dist=dist,
     )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
     images = resolve_split(dataset, args.data, args.task)
@@ -71,10 +88,12 @@ def run_accuracy(args: argparse.Namespace, dataset: DatasetConfig, detector: Det
             missed.add(batch, output, found)
 
     result = evaluate(
-        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls, progress=True,
-        on_batch=on_batch,
+        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls,
+        progress=dist.is_main, on_batch=on_batch,
     )  # fmt: skip
     outputs.finish()
+    if result is None:
+        return  # the main process has the numbers
     save_curves(folder, result.detection)
     log = get_logger()
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
@@ -106,10 +125,13 @@ def run_official(split: OfficialSplit, folder: Path) -> None:
 
 def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
     """Task measure: parameters, operations and time; task speed: parameters and time only."""
-    loader = evaluation_loader(dataset, args.data, "val", args.img_size, args.batch_size, 0, args.single_cls)
+    loader = evaluation_loader(dataset, args.data, "val", args.img_size, 1, 0, args.single_cls)
     post = PostprocessConfig(*thresholds(args), args.max_det)
-    result = measure(detector, loader, post, count_operations=args.task == "measure")
+    result = measure(
+        detector, loader, post, count_operations=args.task == "measure", larger_batch=args.batch_size
+    )
     get_logger().info(result.table())
+    result.plot(folder / f"{args.task}.png")
     write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
 
 

@@ -17,6 +17,7 @@ from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
 from utils.data import Batch, ImageMeta
+from utils.dist import gather_objects, is_main
 from utils.results import Detections
 
 OnBatch = Callable[[Batch, ESODOutput, list[Detections]], None]
@@ -76,12 +77,16 @@ def evaluate(
     single_class: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
-) -> Evaluation:
-    """Run a model over a labelled dataset and measure it.
+) -> Evaluation | None:
+    """Run a model over a labelled dataset and measure it, in one process or in several.
+
+    Several processes each look at their own images; what they found meets on the main process, and is what a
+    single process would have found, to the last bit on a CPU. Every process has to call this, also one without
+    images. If one fails the others wait for it: the failing one has to end, and torchrun then ends them all.
 
     Args:
         model: on device; put into evaluation mode, its training mode restored at the end.
-        batches: of a loader without augmentation.
+        batches: of a loader without augmentation, with this process's images (`engine.loaders.evaluation_loader`).
         names: class names by index.
         config: of the post-processing.
         device: of the model.
@@ -89,7 +94,13 @@ def evaluate(
         augment: test-time augmentation, see `engine.views`.
         single_class: what is found counts as class 0 whatever its class; labels must be so too.
         progress: show a progress bar.
-        on_batch: called with every batch, output and detections (writing results, drawing).
+        on_batch: called with every batch of this process, output and detections (writing results, drawing).
+
+    Returns:
+        The metrics of all images; None but on the main process.
+
+    Raises:
+        EvaluationError: two processes looked at the same image.
     """
     detection = DetectionEvaluator(names, config.max_det)
     selector = SelectorEvaluator(names)
@@ -113,6 +124,14 @@ def evaluate(
         if on_batch is not None:
             on_batch(batch, output, found)
     model.train(was_training)
+    # The main process's own images come back in its own state, so that one process and several are one case.
+    states = gather_objects((detection.state(), selector.state()))
+    if not is_main():
+        return None
+    detection.reset()
+    selector.reset()
+    detection.merge(state for state, _ in states)
+    selector.merge(state for _, state in states)
     return Evaluation(detection.compute(), selector.compute())
 
 

@@ -13,22 +13,22 @@ from torch.utils.data import DataLoader
 from engine.outputs import true_boxes
 from utils.config import ConfigError, DatasetConfig, HypConfig, TrainConfig
 from utils.data import Batch, DetectionDataset, build_loader, image_weights, resolve_split
-from utils.dist import DistInfo, main_process_first
+from utils.dist import SINGLE, DistInfo, main_process_first
 from utils.mosaic import mosaic_picture
 
 
 class TrainingData(NamedTuple):
-    """The training set, its loader, and the loader of the validation set (None but on the main process)."""
+    """The training set, its loader, and the loader of this process's share of the validation set."""
 
     images: DetectionDataset
     train_loader: DataLoader[Batch]
-    val_loader: DataLoader[Batch] | None
+    val_loader: DataLoader[Batch]
 
 
 def build_data(
     config: TrainConfig, hyp: HypConfig, dataset: DatasetConfig, dist: DistInfo, device: torch.device
 ) -> TrainingData:
-    """Training set and its loader; loader of the validation set on the main process."""
+    """Training set and its loader; loader of the validation set. Both loaders give this process's share."""
     if config.batch_size % dist.world_size:
         raise ConfigError(
             f"--batch-size {config.batch_size} (over all processes) is not a multiple of the {dist.world_size} processes"
@@ -62,8 +62,6 @@ def build_data(
         weights,
         pin_memory,
     )
-    if not dist.is_main:
-        return TrainingData(train_data, train_loader, None)
     val_loader = evaluation_loader(
         dataset,
         config.data,
@@ -73,6 +71,7 @@ def build_data(
         config.workers,
         config.single_cls,
         pin_memory,
+        dist,
     )
     return TrainingData(train_data, train_loader, val_loader)
 
@@ -86,25 +85,43 @@ def evaluation_loader(
     workers: int,
     single_class: bool,
     pin_memory: bool = False,
+    dist: DistInfo = SINGLE,
 ) -> DataLoader[Batch]:
     """Loader of a split without augmentation, images padded as little as possible.
+
+    Several processes share the batches that one would have: the same images together, in inputs of the same
+    size, each once. So what is computed does not depend on the number of processes. A process without a batch
+    gets an empty loader.
 
     Args:
         dataset: of the YAML file at ``data``.
         split: "train", "val" or "test".
-        img_size, batch_size, workers, single_class, pin_memory: see `DetectionDataset` and `build_loader`.
+        img_size, workers, single_class, pin_memory: see `DetectionDataset` and `build_loader`.
+        batch_size: images per batch, in each process.
+        dist: this process among the others.
     """
-    images = DetectionDataset(
-        resolve_split(dataset, data, split),
-        num_classes=dataset.nc,
-        img_size=img_size,
-        augment=False,
-        hyp=HypConfig(),
-        rect=True,
-        batch_size=batch_size,
-        single_class=single_class,
+    with main_process_first():
+        images = DetectionDataset(
+            resolve_split(dataset, data, split),
+            num_classes=dataset.nc,
+            img_size=img_size,
+            augment=False,
+            hyp=HypConfig(),
+            rect=True,
+            batch_size=batch_size,
+            single_class=single_class,
+        )
+    return build_loader(
+        images,
+        batch_size,
+        workers,
+        shuffle=False,
+        seed=0,
+        rank=dist.rank,
+        world_size=dist.world_size,
+        pin_memory=pin_memory,
+        fill=False,
     )
-    return build_loader(images, batch_size, workers, shuffle=False, seed=0, pin_memory=pin_memory)
 
 
 def class_counts(data: DetectionDataset, num_classes: int) -> Tensor:

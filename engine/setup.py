@@ -85,7 +85,7 @@ class TrainingRun(RunOptions):
     accumulate: int
     train_data: DetectionDataset
     train_loader: DataLoader[Batch]
-    val_loader: DataLoader[Batch] | None
+    val_loader: DataLoader[Batch]
     provenance: dict[str, Any]
     class_ap: list[float]
     """AP per class at the last validation, 0 before the first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from evaluate.detection import DetectionMetrics
 from models.esod import ESODOutput
 from models.slicer import STRIDE
 from utils.data import Batch
+from utils.dist import gather_objects, is_main
 from utils.draw import draw_patches, save_image, to_image
 from utils.mosaic import mosaic_picture
 from utils.plots import plot_confusion_matrix, plot_curves
@@ -23,7 +25,11 @@ SHOWN_SCORE = 0.25
 
 
 class TestOutputs:
-    """Collects results batch by batch: give `add` to `engine.evaluation.evaluate`, call `finish` at the end."""
+    """Collects results batch by batch: give `add` to `engine.evaluation.evaluate`, call `finish` at the end.
+
+    Of several processes each writes the label files of its own images; the main one draws its first batches
+    and writes all detections of all processes into one file, in the order of the images.
+    """
 
     __test__ = False  # not a test case, whatever pytest thinks of its name
 
@@ -45,28 +51,45 @@ class TestOutputs:
         self.names = names
         self.save_txt = save_txt
         self.save_conf = save_conf
-        self.json = CocoJsonWriter(folder / "predictions.json") if save_json else None
-        self.used = OutputNames()
+        self.save_json = save_json
+        self.found: list[tuple[int, int | str, Detections]] = []
         self.with_folder = len({image.stem for image in images}) < len({*images})
+        # Names are given out here, over all images, so that processes cannot take the same one.
+        used = OutputNames()
+        labels = folder / "labels"
+        self.label_files = {
+            image: used.claim(labels / self._name(image), (".txt",)) for image in dict.fromkeys(images)
+        }
         self.batches = 0
 
     def add(self, batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
         """Write or collect what belongs to one batch."""
         for detections, meta in zip(found, batch.metas, strict=True):
-            name = f"{meta.path.parent.name}/{meta.path.stem}" if self.with_folder else meta.path.stem
             if self.save_txt:
-                stem = self.used.claim(self.folder / "labels" / name, (".txt",))
-                write_darknet(Path(f"{stem}.txt"), detections, meta.letterbox.original_hw, self.save_conf)
-            if self.json is not None:
-                self.json.add(int(name) if name.isdecimal() else name, detections)
-        if self.batches < PICTURES:
+                file = Path(f"{self.label_files[meta.path]}.txt")
+                write_darknet(file, detections, meta.letterbox.original_hw, self.save_conf)
+            if self.save_json:
+                name = self._name(meta.path)
+                image_id: int | str = int(name) if name.isdecimal() else name
+                self.found.append((meta.index, image_id, detections.to("cpu")))
+        if self.batches < PICTURES and is_main():
             self._draw(batch, output, found)
         self.batches += 1
 
     def finish(self) -> None:
-        """Write what was collected."""
-        if self.json is not None:
-            self.json.write()
+        """Write what was collected; every process has to call it."""
+        if not self.save_json:
+            return
+        shares = gather_objects(self.found)
+        if is_main():
+            writer = CocoJsonWriter(self.folder / "predictions.json")
+            for _, image_id, detections in sorted(chain(*shares), key=lambda entry: entry[0]):
+                writer.add(image_id, detections)
+            writer.write()
+
+    def _name(self, image: Path) -> str:
+        """What the files of an image are called, and its id in the COCO results."""
+        return f"{image.parent.name}/{image.stem}" if self.with_folder else image.stem
 
     def _draw(self, batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
         """Two pictures of a batch: labels, and predictions with patches and heatmap."""

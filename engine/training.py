@@ -24,7 +24,7 @@ from models.loss import DetectionLoss
 from models.training_patches import resize_label, training_selector
 from utils.config import HypConfig, SlicerConfig
 from utils.data import Batch, ImageMeta
-from utils.dist import barrier, broadcast_object, sum_over_processes
+from utils.dist import barrier, broadcast_buffers, broadcast_object, sum_over_processes
 from utils.logger import TrainLogger, build_train_logger, get_logger
 from utils.optim import LearningRate, ModelEMA
 
@@ -196,16 +196,18 @@ def fit(run: TrainingRun) -> Path:
 
 
 def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, result: EpochResult) -> bool:
-    """Validate, log and save on the main process; whether to stop early."""
+    """Validate together; log and save on the main process. Whether to stop early, as the main process sees it."""
+    last = epoch + 1 == run.config.epochs
+    evaluation = None
+    if last or not run.config.notest:
+        averaged = unwrap(run.ema.module)
+        broadcast_buffers(averaged)
+        evaluation = evaluate(
+            averaged, run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype
+        )
     if logger is None:
         barrier()
         return False
-    last = epoch + 1 == run.config.epochs
-    evaluation = None
-    if run.val_loader is not None and (last or not run.config.notest):
-        evaluation = evaluate(
-            unwrap(run.ema.module), run.val_loader, run.names, VALIDATION, run.device, amp_dtype=run.amp_dtype
-        )
     metrics = _metrics(run, result, evaluation)
     logger.log(epoch, metrics)
     if evaluation is not None:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+from engine.inference import Detector
+from engine.measure import measure
+from engine.throughput import measure_throughput
 from models.decode import PostprocessConfig, postprocess
 from models.esod import ESOD, build_model
 from models.loss import DetectionLoss
 from models.training_patches import training_selector
 from utils.boxes import Letterbox
 from utils.config import HeadConfig, HypConfig, ModelConfig, SlicerConfig
+from utils.data import Batch, ImageMeta
 from utils.optim import ModelEMA, build_optimizer
 
 pytestmark = [
@@ -114,3 +119,33 @@ def test_training_steps(dtype: torch.dtype | None, heatmap_loss: str) -> None:
         ema.update(model)
         assert torch.isfinite(losses["total"])
     assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_cost_and_the_search_for_the_largest_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both counters agree on the dense model, every stage is timed, and running out of memory leaves none behind."""
+    monkeypatch.setattr("engine.throughput.MAX_BATCH", 4)
+    images = [
+        Batch(
+            torch.randint(0, 255, (1, 3, 256, 320), dtype=torch.uint8),
+            torch.zeros(0, 6),
+            torch.zeros(1, 1, 32, 40),
+            [ImageMeta(Path(f"{index}.png"), index, Letterbox.fit((256, 320), (256, 320)))],
+        )
+        for index in range(2)
+    ]
+    result = measure(
+        Detector(build().fuse(), ["a", "b", "c"], torch.device("cuda", 0)), images, PostprocessConfig()
+    )
+    assert result.dense is not None and result.dense.difference == 0
+    assert len(result.stages_ms) == 8 and all(stage.median_ms > 0 for stage in result.stages_ms.values())
+    assert [batch.batch_size for batch in result.throughput.batches] == [1, 2, 4]
+    assert 0 < result.peak_memory_bytes <= result.throughput.batches[-1].peak_memory_bytes
+    before = torch.cuda.memory_allocated()
+
+    def greedy(batch: Batch) -> object:
+        size = 2**20 if len(batch.images) < 4 else 2**45
+        return torch.empty(size, dtype=torch.uint8, device="cuda")
+
+    found = measure_throughput(greedy, images, torch.device("cuda", 0), 1)
+    assert found.batches[-1].batch_size == 2 and "does not fit" in found.limit
+    assert torch.cuda.memory_allocated() == before

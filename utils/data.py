@@ -345,6 +345,7 @@ def build_loader(
     world_size: int = 1,
     image_weights: npt.NDArray[np.float64] | None = None,
     pin_memory: bool = False,
+    fill: bool = True,
 ) -> DataLoader[Batch]:
     """Batches of a dataset for one process; see `EpochBatchSampler` for how processes share them.
 
@@ -357,6 +358,7 @@ def build_loader(
         rank, world_size: this process among all.
         image_weights: draw images with these relative frequencies instead of once each.
         pin_memory: page-locked batches, which copy to a GPU faster; on when the model is on one.
+        fill: repeat images so that all processes get as many batches (training); False: each image once.
 
     Raises:
         ValueError: the arguments do not fit together.
@@ -371,6 +373,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         weights=image_weights,
+        fill=fill,
     )
     return DataLoader(
         cast("Dataset[Batch]", dataset),  # of samples; but what the loader yields is what collate makes

@@ -11,17 +11,17 @@ import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as torch_dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.logger import get_logger
 
 T = TypeVar("T")
 
-# The main process evaluates and writes alone while the others wait, which may take long on a big set.
+# The main process prepares labels, scores and writes alone while the others wait, which may take long on a big set.
 _TIMEOUT = datetime.timedelta(hours=2)
 
 
@@ -41,6 +41,10 @@ class DistInfo:
     def is_main(self) -> bool:
         """Whether this is the process that prints and writes files."""
         return self.rank == 0
+
+
+SINGLE = DistInfo()
+"""A process that has no others beside it."""
 
 
 def read_environment() -> DistInfo:
@@ -110,6 +114,30 @@ def broadcast_object(value: T) -> T:
     holder = [value]
     torch_dist.broadcast_object_list(holder, src=0, device=_collective_device())
     return holder[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """The values of all processes by rank, on the main process; an empty list on the others.
+
+    Every process has to call it, also one that has nothing to give. The values are pickled, so they should be
+    plain data on the CPU; they travel between processes of one run only.
+    """
+    count = world_size()
+    if count == 1:
+        return [value]
+    gathered: list[T | None] | None = [None] * count if is_main() else None
+    torch_dist.gather_object(value, gathered, dst=0)
+    return cast("list[T]", gathered or [])
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Give every process the main process's buffers, in place.
+
+    Training keeps parameters equal, but each process has BatchNorm statistics of its own share of the data.
+    """
+    if world_size() > 1:
+        for buffer in module.buffers():
+            torch_dist.broadcast(buffer, src=0)
 
 
 def sum_over_processes(value: Tensor) -> Tensor:

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import resource
-import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from utils.summary import spread
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,42 @@ def count_flops(function: Callable[[], object]) -> FlopCount:
         function()
     flops = counter.get_total_flops()
     return FlopCount(macs=flops // 2, flops=flops)
+
+
+class CounterMissingError(RuntimeError):
+    """thop is not installed or does not import here."""
+
+
+def count_modules(model: nn.Module, *inputs: object) -> FlopCount:
+    """Run a model once in evaluation mode and count its modules by thop's rules: the second opinion on `count_flops`.
+
+    thop adds up what it knows of each layer of a model, from the shapes that come out of it. Torch's counter sees
+    every operation, whoever calls it. So the two differ:
+
+    - work outside of modules is not in thop's number: the sparse head, whose convolutions run as matrix products
+      on gathered rows, and the slicer;
+    - thop also counts BatchNorm (4 per value) and upsampling layers, torch's counter neither. On a fused model,
+      as `engine.inference.load_model` makes it, there is no BatchNorm, and on the dense path the two agree.
+
+    May be called inside `count_flops`, so that both count the same pass.
+
+    Raises:
+        CounterMissingError: thop cannot be imported; the message says why.
+    """
+    try:
+        from thop import profile
+    except (
+        ImportError
+    ) as error:  # also where it is there, but Python has no distutils for it (3.12, no setuptools)
+        raise CounterMissingError(f"thop does not import ({error}): pip install thop setuptools") from error
+    try:
+        macs, _ = profile(model, inputs=inputs, verbose=False)
+    finally:
+        # thop leaves its counters in the modules that it has no rule for, and they would end up in checkpoints.
+        for module in model.modules():
+            module._buffers.pop("total_ops", None)
+            module._buffers.pop("total_params", None)
+    return FlopCount(macs=int(macs), flops=2 * int(macs))
 
 
 def peak_memory(device: torch.device) -> int:
@@ -128,6 +165,11 @@ class StageTimer:
         self._frames_seen = 0
         self._current: dict[str, float] | None = None
 
+    @property
+    def frame_ms(self) -> list[float]:
+        """Milliseconds of each counted frame, in order."""
+        return [seconds * 1e3 for seconds in self._frames]
+
     def frame(self, images: int = 1) -> AbstractContextManager[None]:
         """One pass end to end over a number of images."""
         return self._frame(images) if self.enabled else _NOTHING
@@ -140,8 +182,8 @@ class StageTimer:
         """Statistics over the frames measured so far. A stage's count is of the frames in which it ran."""
         seconds = sum(self._frames)
         return TimingSummary(
-            stages={name: _statistics(times) for name, times in self._stages.items()},
-            total=_statistics(self._frames) if self._frames else None,
+            stages={name: stage_statistics(times) for name, times in self._stages.items()},
+            total=stage_statistics(self._frames) if self._frames else None,
             images=self._images,
             fps=self._images / seconds if seconds > 0 else 0.0,
         )
@@ -181,16 +223,12 @@ class StageTimer:
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()
 
 
-def _statistics(seconds: list[float]) -> StageStatistics:
-    """Of at least one time in seconds. The 95th percentile is interpolated linearly between ranks."""
-    ordered = sorted(seconds)
-    rank = 0.95 * (len(ordered) - 1)
-    low = int(rank)
-    high = min(low + 1, len(ordered) - 1)
-    p95 = ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+def stage_statistics(seconds: Sequence[float]) -> StageStatistics:
+    """Of at least one time in seconds."""
+    times = spread(seconds)
     return StageStatistics(
-        median_ms=statistics.median(ordered) * 1e3,
-        mean_ms=statistics.fmean(ordered) * 1e3,
-        p95_ms=p95 * 1e3,
-        count=len(ordered),
+        median_ms=times.median * 1e3,
+        mean_ms=times.mean * 1e3,
+        p95_ms=times.p95 * 1e3,
+        count=len(seconds),
     )

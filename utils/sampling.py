@@ -79,10 +79,10 @@ class SampledDataset(Protocol):
 class EpochBatchSampler(Sampler[list[SampleKey]]):
     """The batches of the dataset's current epoch for one of several processes.
 
-    All processes get the same number of batches. The r-th of them gets the r-th slice of each joint batch
+    All processes get the same number of batches, as training needs it. The r-th of them gets the r-th slice of each joint batch
     of ``batch_size × world_size`` images (or, with rectangular batches, the r-th of each ``world_size``
-    batches). Where the images do not divide evenly some come twice; an evaluation over several processes
-    has to count each ``ImageMeta.index`` once.
+    batches). Where the images do not divide evenly some come twice, unless ``fill`` is False: then every
+    image comes once, and a process may get fewer batches than the others, or none.
 
     Attributes:
         weights: how often each image is drawn, relative to the others (with replacement); None: each once.
@@ -98,6 +98,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         weights: npt.NDArray[np.float64] | None = None,
+        fill: bool = True,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -113,19 +114,27 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         self._seed = seed
         self._rank = rank
         self._world_size = world_size
+        self._fill = fill
         self.weights = weights
 
     def __len__(self) -> int:
-        # Whole images in joint batches, or whole batches shared out: the number is the same.
-        return math.ceil(len(self._dataset) / (self._batch_size * self._world_size))
+        if self._fill:
+            # Whole images in joint batches, or whole batches shared out: the number is the same.
+            return math.ceil(len(self._dataset) / (self._batch_size * self._world_size))
+        batches = math.ceil(len(self._dataset) / self._batch_size)
+        return len(range(self._rank, batches, self._world_size))
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         return self._rect() if self._dataset.rect else self._plain()
 
     def _plain(self) -> Iterator[list[SampleKey]]:
         epoch, world = self._dataset.epoch, self._world_size
-        order = _repeat_to_multiple(self._order(epoch), world)
-        keys = _keys(order, epoch)
+        if not self._fill:
+            keys = _keys(self._order(epoch), epoch)
+            starts = range(self._rank * self._batch_size, len(keys), self._batch_size * world)
+            yield from (keys[start : start + self._batch_size] for start in starts)
+            return
+        keys = _keys(_repeat_to_multiple(self._order(epoch), world), epoch)
         joint = self._batch_size * world
         for start in range(0, len(keys), joint):
             chunk = keys[start : start + joint]
@@ -135,7 +144,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
     def _rect(self) -> Iterator[list[SampleKey]]:
         epoch = self._dataset.epoch
         batches = self._dataset.rect_batches(epoch if self._shuffle else None)
-        batches = _repeat_to_multiple(batches, self._world_size)
+        if self._fill:
+            batches = _repeat_to_multiple(batches, self._world_size)
         keys = iter(_keys([index for batch in batches for index in batch.indices], epoch))
         for number, batch in enumerate(batches):
             own = [replace(next(keys), input_hw=batch.input_hw) for _ in batch.indices]

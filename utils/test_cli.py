@@ -42,7 +42,14 @@ def build_test_parser() -> Parser:
         help="val, test, train: accuracy on that split; measure: parameters, GFLOPs and time on the val images; "
         "speed: time only",
     )
-    group.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="images per batch")
+    group.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="images per batch, in each process (torchrun); "
+        "measure and speed take images one by one and use this on a CPU for the throughput of a larger batch",
+    )
     group.add_argument(
         "--conf-thres",
         type=probability,

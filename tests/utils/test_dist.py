@@ -24,6 +24,9 @@ from utils import dist
 folder = Path(sys.argv[1])
 info = dist.init_distributed("cpu")
 again = dist.init_distributed("cpu")
+layer = torch.nn.BatchNorm1d(2)
+layer.running_mean += info.rank
+dist.broadcast_buffers(layer)
 source = torch.tensor([info.rank, 3], dtype=torch.int64)
 total = dist.sum_over_processes(source)
 with dist.main_process_first():
@@ -35,6 +38,8 @@ result = {
     "info": [info.rank, info.local_rank, info.world_size, info.is_main, again == info],
     "is_main": dist.is_main(),
     "broadcast": dist.broadcast_object(f"from {info.rank}"),
+    "gathered": dist.gather_objects({"rank": info.rank} if info.rank else None),
+    "buffer": layer.running_mean.tolist(),
     "total": total.tolist(),
     "source": source.tolist(),
     "found": found,
@@ -86,6 +91,8 @@ def test_two_processes(tmp_path: Path, root: Path) -> None:
             "info": [rank, rank, 2, rank == 0, True],
             "is_main": rank == 0,
             "broadcast": "from 0",
+            "gathered": [None, {"rank": 1}] if rank == 0 else [],
+            "buffer": [0.0, 0.0],
             "total": [1, 6],
             "source": [rank, 3],
             "found": rank == 1,
@@ -100,6 +107,7 @@ def test_a_single_process_is_an_identity(monkeypatch: pytest.MonkeyPatch) -> Non
     value = torch.tensor([1, 2])
     assert dist.sum_over_processes(value).tolist() == [1, 2]
     assert dist.broadcast_object("x") == "x"
+    assert dist.gather_objects("x") == ["x"]
     with dist.main_process_first():
         dist.barrier()
     dist.cleanup()

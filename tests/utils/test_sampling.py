@@ -73,6 +73,19 @@ def test_processes_share_all_images_evenly(count: int, world: int, kind: type[Pl
             assert len({len(batch) for batch in step}) == 1
 
 
+@pytest.mark.parametrize("count", [1, 7, 16, 22, 25])
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("kind", [Plain, Rect])
+def test_without_filling_the_batches_of_one_process_are_dealt_out(
+    count: int, world: int, kind: type[Plain]
+) -> None:
+    alone = batches(kind(count), shuffle=False)[0]
+    shared = batches(kind(count), shuffle=False, world=world, fill=False)
+    assert sorted(i for one in shared for i in indices(one)) == list(range(count))
+    for rank, one in enumerate(shared):
+        assert one == alone[rank::world]
+
+
 def test_joint_batches_are_those_of_one_process() -> None:
     alone = batches(Plain(24), batch_size=8)[0]
     shared = batches(Plain(24), batch_size=4, world=2)
