@@ -23,8 +23,8 @@ from models.decode import PostprocessConfig
 from models.esod import ESODOutput
 from utils.cli import model_overrides, run_main
 from utils.config import ConfigError, DatasetConfig, load_config
-        detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls,
-        progress=dist.is_main, on_batch=on_batch,
+from utils.data import Batch
+from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, read_environment
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
