@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
 from scripts.data_prepare import main
-from tests.utils.datasets.conftest import MakeImage
 from tests.utils.test_sam import tiny_sam
 from utils.datasets.base import BoxRows, DatasetSource, ImageJob, Split
 from utils.heatmap import load_heatmap, render_heatmap
@@ -21,7 +21,6 @@ from utils.sam import SamError
 from utils.sam_heatmaps import SamHeatmaps
 
 pytest.importorskip("segment_anything", reason="the package segment-anything is not installed")
-pytest_plugins = ["tests.utils.datasets.conftest"]
 
 HW = (80, 120)
 BOXES = np.array([[10.0, 10, 30, 24], [70, 30, 20, 40], [50, 5, 2, 2]])
@@ -42,16 +41,20 @@ def load(weights: Path, mode: MaskMode) -> SamHeatmaps:
     return SamHeatmaps(weights, "vit_b", mode, "cpu", builders={"vit_b": tiny_sam})
 
 
-def jobs(folder: Path, make_image: MakeImage) -> list[ImageJob]:
+def picture(path: Path, value: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((*HW, 3), value, dtype=np.uint8))
+    return path
+
+
+def jobs(folder: Path) -> list[ImageJob]:
     rows = BoxRows("a", BOXES, np.zeros(3, dtype=np.int64), np.zeros((0, 4)))
-    return [ImageJob(make_image(folder / "images" / f"{n}.png", HW, 40 * n), rows) for n in (1, 2)]
+    return [ImageJob(picture(folder / "images" / f"{n}.png", 40 * n), rows) for n in (1, 2)]
 
 
 @pytest.mark.parametrize("mode", ["sam", "hybrid"])
-def test_heatmaps_are_made_once_and_say_what_they_are(
-    tmp_path: Path, make_image: MakeImage, weights: Path, mode: MaskMode
-) -> None:
-    work = jobs(tmp_path, make_image)
+def test_heatmaps_are_made_once_and_say_what_they_are(tmp_path: Path, weights: Path, mode: MaskMode) -> None:
+    work = jobs(tmp_path)
     first = list(prepare_images(work, PrepareSettings(), 1, load(weights, mode)))
     heatmap = load_heatmap(tmp_path / "heatmaps" / "1.npz")
     assert heatmap.mode == mode
@@ -67,10 +70,8 @@ def test_heatmaps_are_made_once_and_say_what_they_are(
     assert found.mask_tau.tolist() == [0.5, 0.5], "training has to use the file, not the boxes"
 
 
-def test_another_mode_or_other_weights_make_them_anew(
-    tmp_path: Path, make_image: MakeImage, weights: Path
-) -> None:
-    work = jobs(tmp_path, make_image)
+def test_another_mode_or_other_weights_make_them_anew(tmp_path: Path, weights: Path) -> None:
+    work = jobs(tmp_path)
     list(prepare_images(work, PrepareSettings(), 1, load(weights, "hybrid")))
     other = tmp_path / "other.pth"
     state = torch.load(weights, weights_only=True)
@@ -81,10 +82,8 @@ def test_another_mode_or_other_weights_make_them_anew(
     assert load_heatmap(tmp_path / "heatmaps" / "1.npz").mode == "gaussian"
 
 
-def test_the_report_tells_the_share_of_fall_backs(
-    tmp_path: Path, make_image: MakeImage, weights: Path
-) -> None:
-    work = jobs(tmp_path, make_image)
+def test_the_report_tells_the_share_of_fall_backs(tmp_path: Path, weights: Path) -> None:
+    work = jobs(tmp_path)
     reports = {"train": list(prepare_images(work, PrepareSettings(), 1, load(weights, "hybrid")))}
     source = DatasetSource("coco", ["thing"], [Split("train", work, [])])
     summary = summarise(source, reports, {"heatmap": "hybrid"})
