@@ -254,7 +254,8 @@ def load_heatmap_header(path: Path) -> dict[str, Any]:
 
 
 _DAMAGE = (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, EOFError,
-           zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError)  # fmt: skip
+           zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError,
+           RuntimeError)  # fmt: skip  # zipfile raises it for a member that is marked as encrypted
 
 
 def _read_header(archive: Mapping[str, npt.NDArray[Any]]) -> dict[str, Any]:

@@ -195,8 +195,12 @@ def test_own_images_with_darknet_labels_stay_as_they_are(coco: Path, prepare: Ca
 def test_the_report_has_a_picture_and_tells_duplicates(
     coco: Path, prepare: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (coco / "images" / "4.jpg").write_bytes((coco / "images" / "1.jpg").read_bytes())
-    assert prepare("--dataset", "coco", "--images", coco / "images", "--annotations", coco / "a.json") == 0
+    arguments = ("--dataset", "coco", "--images", coco / "images", "--annotations", coco / "a.json")
+    assert prepare(*arguments) == 0
+    in_train, in_val = (coco / lines(coco / "split" / f"{split}.txt")[0] for split in ("train", "val"))
+    in_val.write_bytes(in_train.read_bytes())
+    capsys.readouterr()
+    assert prepare(*arguments) == 0
     told = capsys.readouterr().err
     assert "the same file as" in told
     assert "one is in train and one in val" in told

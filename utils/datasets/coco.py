@@ -224,9 +224,10 @@ def find_coco(
     classes = {category: index for index, category in enumerate(first.categories)}
     train = _split("train", first, images, classes)
     if val_annotations is None:
-        chosen = held_out((str(job.image) for job in train.jobs), val_share)
-        val = Split("val", [job for job in train.jobs if str(job.image) in chosen], [])
-        train.jobs[:] = [job for job in train.jobs if str(job.image) not in chosen]
+        names = {job.image: job.image.relative_to(images).as_posix() for job in train.jobs}
+        chosen = held_out(names.values(), val_share)
+        val = Split("val", [job for job in train.jobs if names[job.image] in chosen], [])
+        train.jobs[:] = [job for job in train.jobs if names[job.image] not in chosen]
         listed = {images: first.images}
     else:
         second = read_coco(val_annotations)
