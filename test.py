@@ -39,8 +39,6 @@ def main() -> None:
     args = parse_test_options()
     if args.task in ("measure", "speed") and read_environment().world_size > 1:
         raise ConfigError(f"--task {args.task} measures one process on one device: start it without torchrun")
-    if args.analyse and read_environment().world_size > 1:
-        raise ConfigError("--analyse looks at one process's images: start it without torchrun")
     dist = init_distributed(args.device)
     try:
         run(args, dist)
@@ -92,6 +90,8 @@ def run_accuracy(
         progress=dist.is_main, on_batch=on_batch,
     )  # fmt: skip
     outputs.finish()
+    if missed is not None:
+        missed.gather()
     if result is None:
         return  # the main process has the numbers
     save_curves(folder, result.detection)

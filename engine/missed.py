@@ -20,6 +20,7 @@ from models.head import LevelOutput
 from models.slicer import STRIDE, Patches
 from utils.boxes import cxcywh_to_xyxy
 from utils.data import Batch
+from utils.dist import gather_objects
 from utils.plots import plot_stacked_bars
 from utils.results import Detections
 
@@ -60,6 +61,12 @@ class MissedCollector:
                 has_position=head_positions_near(part.levels, output.patches, boxes) if sparse else None,
             )
 
+    def gather(self) -> None:
+        """Bring the images of all processes to the main one; every process has to call this."""
+        states = gather_objects(self.evaluator.state())
+        self.evaluator.reset()
+        self.evaluator.merge(states)
+
     def compute(self, best_confidence: float | None, least_score: float) -> MissedMetrics:
         """The causes; arguments as for `MissedEvaluator.compute`."""
         return self.evaluator.compute(best_confidence, least_score)
@@ -95,14 +102,7 @@ def plot_missed(metrics: MissedMetrics, path: Path) -> Path:
     """Draw the causes by size as stacked bars; returns the file."""
     groups = [metrics.total, *metrics.by_size]
     return plot_stacked_bars(
-        [
-            group.name
-            if group is metrics.total
-            else f"{group.name} px"
-            if group.name[-1].isdigit()
-            else group.name
-            for group in groups
-        ],
+        [f"{group.name} px" if group.name[-1].isdigit() else group.name for group in groups],
         [group.labels for group in groups],
         {name: [group.causes[key] for group in groups] for key, (name, _) in CAUSES.items()},
         path,

@@ -194,9 +194,11 @@ def gaussian_heatmap_file(
     return HeatmapFile(values, "gaussian", tau, image_hw, fingerprint)
 
 
-def heatmap_fingerprint(image_bytes: bytes, label_rows: npt.ArrayLike, settings: Mapping[str, object]) -> str:
-    """SHA-256 (hex) of what a heatmap is made from: the image file, its label rows, the settings."""
-    digest = hashlib.sha256(hashlib.sha256(image_bytes).digest())
+def heatmap_fingerprint(
+    image_sha256: bytes, label_rows: npt.ArrayLike, settings: Mapping[str, object]
+) -> str:
+    """SHA-256 (hex) of what a heatmap is made from: the image file, by its own SHA-256, its label rows, the settings."""
+    digest = hashlib.sha256(image_sha256)
     rows = np.ascontiguousarray(label_rows, dtype=np.float64)
     digest.update(json.dumps([rows.shape, dict(settings), _FORMAT_VERSION], sort_keys=True).encode())
     digest.update(rows.tobytes())

@@ -202,7 +202,7 @@ class _Work:
     """One image with all that its files are made from."""
 
     image: Path
-    image_bytes: bytes
+    image_sha256: bytes
     hw: tuple[int, int]
     annotations: ImageAnnotations
     settings: PrepareSettings
@@ -229,7 +229,7 @@ class _Work:
         settings = {"version": _FORMAT_VERSION, "mode": "gaussian", "tau": self.settings.tau, "grey": grey}
         if self.masks is not None:
             settings |= {"mode": self.masks.mode, "masks": self.masks.identity}
-        return heatmap_fingerprint(self.image_bytes, self.rows, settings)
+        return heatmap_fingerprint(self.image_sha256, self.rows, settings)
 
 
 def prepare_image(job: ImageJob, settings: PrepareSettings, masks: MaskSource | None = None) -> ImageReport:
@@ -243,7 +243,8 @@ def prepare_image(job: ImageJob, settings: PrepareSettings, masks: MaskSource | 
         if job.annotations is None:
             return ImageReport(job.image, job.image, hw=hw)
         annotations = job.annotations.read(hw)
-        return _prepare_annotated(_Work(job.image, job.image.read_bytes(), hw, annotations, settings, masks))
+        image_sha256 = hashlib.sha256(job.image.read_bytes()).digest()
+        return _prepare_annotated(_Work(job.image, image_sha256, hw, annotations, settings, masks))
     except ImageError as error:
         return ImageReport(job.image, None, str(error))
     except OSError as error:
@@ -266,7 +267,7 @@ def _prepare_annotated(work: _Work) -> ImageReport:
         labels=annotations.labels,
         boxes=annotations.boxes.astype(np.float32),
         hw=work.hw,
-        digest=hashlib.sha256(work.image_bytes).hexdigest(),
+        digest=work.image_sha256.hex(),
         dropped=annotations.dropped,
         clipped=annotations.clipped,
         messages=annotations.messages,

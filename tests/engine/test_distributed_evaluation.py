@@ -60,6 +60,8 @@ def outcome(folder: Path) -> tuple[dict[str, Any], Any, dict[str, str]]:
     labels = folder / "labels"
     texts = {path.relative_to(labels).as_posix(): path.read_text() for path in labels.rglob("*.txt")}
     numbers = {key: metrics[key] for key in ("detection", "selector")}
+    analysis = json.loads((folder / "analysis.json").read_text())
+    numbers["missed"] = {key: analysis[key] for key in ("protocol", "total", "by_size", "by_class")}
     return numbers, json.loads((folder / "predictions.json").read_text()), texts
 
 
@@ -68,7 +70,7 @@ def test_two_processes_find_what_one_finds(
     mixed_dataset: Path, weights: Path, tmp_path: Path, batch_size: int
 ) -> None:
     arguments = ["--data", mixed_dataset, "--weights", weights, "--project", tmp_path]
-    arguments += ["--batch-size", batch_size, "--save-txt", "--save-conf", "--save-json"]
+    arguments += ["--batch-size", batch_size, "--save-txt", "--save-conf", "--save-json", "--analyse"]
     found = {}
     for processes in (1, 2):
         done = run_test(processes, "test.py", *arguments, "--name", f"by{processes}")

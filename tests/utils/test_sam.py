@@ -49,15 +49,18 @@ def tiny_sam(depth: int = 1, width: int = 32) -> Any:
     )
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny_sam(path: Path) -> Path:
     """A file with random weights, spread widely enough for masks that are neither empty nor full."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         state = {name: torch.randn_like(value) * 0.3 for name, value in tiny_sam().state_dict().items()}
-    path = tmp_path_factory.mktemp("sam") / "tiny.pth"
     torch.save(state, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_sam(tmp_path_factory.mktemp("sam") / "tiny.pth")
 
 
 def load(path: Path, build: Callable[[], Any] = tiny_sam, at_type: str = "vit_b") -> SamMasker:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from scripts.data_prepare import main
-from tests.utils.test_sam import tiny_sam
+from tests.utils.test_sam import save_tiny_sam, tiny_sam
 from utils.datasets.base import BoxRows, DatasetSource, ImageJob, Split
 from utils.heatmap import load_heatmap, render_heatmap
 from utils.labels import load_labels
@@ -29,12 +29,7 @@ BOXES = np.array([[10.0, 10, 30, 24], [70, 30, 20, 40], [50, 5, 2, 2]])
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        state = {name: torch.randn_like(value) * 0.3 for name, value in tiny_sam().state_dict().items()}
-    path = tmp_path_factory.mktemp("sam") / "tiny.pth"
-    torch.save(state, path)
-    return path
+    return save_tiny_sam(tmp_path_factory.mktemp("sam") / "tiny.pth")
 
 
 def load(weights: Path, mode: MaskMode) -> SamHeatmaps:
