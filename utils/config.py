@@ -80,11 +80,13 @@ class HeadConfig:
 class ModelConfig:
     """Everything needed to build the network."""
 
-    family: Literal["yolov5"] = "yolov5"
+    family: Literal["yolov5", "yolov8", "retinanet"] = "yolov5"
     depth: float = 0.33
     width: float = 0.5
     body: Literal["v5.0", "v6"] = "v5.0"
     """Release of YOLOv5 whose body it is: v5.0 begins with Focus, v6 with a 6×6 convolution."""
+    max_channels: int = 1024
+    """YOLOv8 only: most channels of a stage before scaling by width: 1024 in n and s, 768 in m, 512 in l and x."""
     seeker: SeekerConfig = field(default_factory=SeekerConfig)
     slicer: SlicerConfig = field(default_factory=SlicerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
