@@ -99,6 +99,11 @@ class ModelConfig:
     """Class names; empty: "0", "1", …"""
     anchors: Anchors = field(default_factory=lambda: [[list(a) for a in level] for level in COCO_ANCHORS])
 
+    @property
+    def uses_anchors(self) -> bool:
+        """Whether the head starts from anchors."""
+        return self.head.kind in ("decoupled", "single")
+
     def __post_init__(self) -> None:
         if self.seeker.kind == "none" and self.slicer.algorithm != "none":
             raise ConfigError(
