@@ -40,6 +40,18 @@ class LevelGrid(NamedTuple):
     first: int
 
 
+class CandidatePairs(NamedTuple):
+    """Objects and positions that may answer for them.
+
+    Attributes:
+        target: [P] int64, index into the `PatchTargets`.
+        position: [P] int64, counted over all levels as in `LevelGrid`.
+    """
+
+    target: Tensor
+    position: Tensor
+
+
 @dataclass
 class AlignedAssignment:
     """The positive positions; each answers for one object.
@@ -66,43 +78,51 @@ def level_grids(levels: Sequence[LevelOutput]) -> list[LevelGrid]:
 
 @torch.no_grad()
 def assign_aligned(
-    targets: PatchTargets, grids: Sequence[LevelGrid], class_prob: Tensor, cxcywh_px: Tensor
+    targets: PatchTargets, pairs: CandidatePairs, class_prob: Tensor, cxcywh_px: Tensor
 ) -> AlignedAssignment:
     """Positive positions and their target scores.
 
-    Of the candidates (see `candidate_positions`) of all levels an object takes the `POSITIONS_PER_OBJECT` with the
-    largest t = s^α·u^β (paper section 3.2), s being the predicted probability of its class and u the complete IoU of the
-    predicted box with it, at least 0. A position that several objects take goes to the one with the largest u, to the
-    first of them on a tie. The target score is t scaled such that an object's largest is its largest u (section 3.2).
+    Of its candidates of all levels an object takes the `POSITIONS_PER_OBJECT` with the largest t = s^α·u^β (paper
+    section 3.2), s being the predicted probability of its class and u the complete IoU of the predicted box with it, at
+    least 0. A position that several objects take goes to the one with the largest u, to the first of them on a tie. The
+    target score is t scaled such that an object's largest is its largest u.
 
     Where u is 0 at all its positions an object's scores are 0: they are background until a box reaches the object.
 
     Args:
         targets: N objects seen from the patches.
-        grids: of the levels.
-        class_prob: [M, classes] in 0–1, of the positions of all levels.
-        cxcywh_px: [M, 4] predicted boxes in input pixels, relative to the patch's top left corner.
+        pairs: P candidates; see `candidate_pairs`.
+        class_prob: [P] in 0–1, of the pair's object's class at the pair's position.
+        cxcywh_px: [P, 4] predicted at the pair's position, in input pixels relative to the patch's top left corner.
     """
-    target, position = _all_candidates(targets, grids)
+    target, position = pairs
     wanted = torch.cat((targets.xy_px, targets.wh_px), dim=1)[target]
-    overlap = complete_iou(cxcywh_px[position], wanted).clamp(min=0)
-    log_t = log_alignment(class_prob[position, targets.label[target]], overlap)
+    overlap = complete_iou(cxcywh_px, wanted).clamp(min=0)
+    log_t = log_alignment(class_prob, overlap)
 
     chosen = top_of_each(target, log_t, POSITIONS_PER_OBJECT)
-    chosen = chosen[_one_target_each(position[chosen], target[chosen], overlap[chosen])]
+    # These go object by object: of equal overlaps at a position the first is the first object's.
+    chosen = chosen[top_of_each(position[chosen], overlap[chosen], 1)]
     target, position, overlap, log_t = target[chosen], position[chosen], overlap[chosen], log_t[chosen]
     return AlignedAssignment(position, target, target_scores(target, log_t, overlap, len(targets.patch)))
 
 
-def candidate_positions(targets: PatchTargets, grid: LevelGrid) -> tuple[Tensor, Tensor]:
+def candidate_pairs(targets: PatchTargets, grids: Sequence[LevelGrid]) -> CandidatePairs:
+    """`candidate_positions` of all levels, level by level."""
+    found = [candidate_positions(targets, grid) for grid in grids]
+    return CandidatePairs(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+def candidate_positions(targets: PatchTargets, grid: LevelGrid) -> CandidatePairs:
     """Pairs of objects and the positions of their patch whose middle lies in their box, borders included.
 
     Here a box's sides count as at least one grid step. That is a deviation: in YOLOv8 the box counts as it is, and one
     smaller than a step, as most in aerial pictures are at stride 32 and many at stride 8, has no position at all where
     it lies between the middles. This way every object whose centre is in its patch has at least one at every level;
-    one whose centre is exactly on the border of two cells has both.
+    one whose centre is exactly on the border of two cells has both. As no distance is negative, the box of a position
+    outside of its object cannot fit it exactly; such positions lose to better ones by their overlap, if there are any.
 
-    Returns target [P] (index into targets, ascending) and position [P], ascending for each target, both int64.
+    Returns them object by object, positions ascending.
     """
     rows, columns = grid.grid_hw
     reach = targets.wh_px.clamp(min=grid.stride) / 2
@@ -121,7 +141,7 @@ def candidate_positions(targets: PatchTargets, grid: LevelGrid) -> tuple[Tensor,
     inside = ((middle_px - targets.xy_px[target]).abs() <= reach[target]).all(dim=1)
     target, cell = target[inside], cell[inside]
     position = (targets.patch[target] * rows + cell[:, 1]) * columns + cell[:, 0]
-    return target, position + grid.first
+    return CandidatePairs(target, position + grid.first)
 
 
 def log_alignment(score: Tensor, overlap: Tensor) -> Tensor:
@@ -165,16 +185,3 @@ def target_scores(target: Tensor, log_t: Tensor, overlap: Tensor, number: int) -
     best_u = overlap.new_zeros(number).scatter_reduce_(0, target, overlap, reduce="amax")
     share = (log_t - best_t[target]).exp() * best_u[target]
     return torch.where(log_t == -torch.inf, 0.0, share)
-
-
-def _all_candidates(targets: PatchTargets, grids: Sequence[LevelGrid]) -> tuple[Tensor, Tensor]:
-    """`candidate_positions` of all levels, level by level."""
-    found = [candidate_positions(targets, grid) for grid in grids]
-    target, position = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return target, position
-
-
-def _one_target_each(position: Tensor, target: Tensor, overlap: Tensor) -> Tensor:
-    """Index of the pair that each position keeps: largest overlap, then first target. Ascending by position."""
-    order = target.argsort(stable=True)
-    return order[top_of_each(position[order], overlap[order], 1)]

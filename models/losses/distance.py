@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.assign import PatchTargets
-from models.assign_aligned import AlignedAssignment, assign_aligned, level_grids
-from models.coders import DistanceCoder, decode_distances
+from models.assign_aligned import AlignedAssignment, LevelGrid, assign_aligned, candidate_pairs, level_grids
+from models.coders import expected_distances
 from models.esod import ESODOutput
 from models.iou import complete_iou
 from models.levels import LevelOutput
@@ -38,62 +41,88 @@ class DistanceLoss(nn.Module):
 
     def __init__(self, bins: int, hyp: HypConfig) -> None:
         super().__init__()
+        self.bins = bins
         self.hyp = hyp
-        self.coder = DistanceCoder(bins)
 
     def forward(self, output: ESODOutput, targets: PatchTargets, images: int) -> list[Term]:
         """See `HeadLoss`."""
-        levels = output.levels
-        # Level by level, in the order in which `level_grids` counts the positions; there is one box at each.
-        raw = torch.cat([level.raw.squeeze(1) for level in levels]).float()
-        found = self._assign(levels, targets)
+        raw = _join(output.levels, self.bins)
+        found = _assign(raw, targets, level_grids(output.levels))
         count = found.score.sum()
-        box, dfl = self._boxes(raw[:, : 4 * self.coder.bins], levels, targets, found)
-        cls = self._classes(raw[:, 4 * self.coder.bins :], targets.label, found)
+        box, dfl = _box_losses(raw.at(found.position), targets, found)
+        cls = self._class_loss(raw.classes, targets.label, found)
         return [
             Term("box", Mean(box, count), self.hyp.dfl_box),
             Term("dfl", Mean(dfl, count), self.hyp.dfl),
             Term("cls", Mean(cls, count), self.hyp.dfl_cls),
         ]
 
-    @torch.no_grad()
-    def _assign(self, levels: list[LevelOutput], targets: PatchTargets) -> AlignedAssignment:
-        """Positives, by what is predicted at all positions."""
-        decoded = [
-            self.coder.decode(number, level, level.raw.new_zeros((1, 2), dtype=torch.float32))
-            for number, level in enumerate(levels)
-        ]
-        prob = torch.cat([boxes.class_prob.squeeze(1) for boxes in decoded])
-        cxcywh_px = torch.cat([boxes.cxcywh_px.squeeze(1) for boxes in decoded])
-        return assign_aligned(targets, level_grids(levels), prob, cxcywh_px)
-
-    def _boxes(
-        self, logits: Tensor, levels: list[LevelOutput], targets: PatchTargets, found: AlignedAssignment
-    ) -> tuple[Tensor, Tensor]:
-        """Summed box and distribution losses of the positives. logits [M, 4·bins]."""
-        # Indexing with nothing keeps the predictions in the graph: all processes see the same parameters.
-        chosen = logits[found.position].unflatten(1, (4, self.coder.bins))
-        position = torch.cat([level.position for level in levels])[found.position]
-        stride = torch.cat([level.position.new_full((len(level.raw), 1), level.stride) for level in levels])
-        stride = stride[found.position]
-        # In grid steps, relative to the patch's corner; pixels only where absolute sizes matter.
-        xyxy = decode_distances(chosen, position, chosen.new_zeros(1, 2), 1) * stride
-        predicted = torch.cat(((xyxy[:, :2] + xyxy[:, 2:]) / 2, xyxy[:, 2:] - xyxy[:, :2]), dim=1)
-        xy, wh = targets.xy_px[found.target], targets.wh_px[found.target]
-        overlap = complete_iou(predicted, torch.cat((xy, wh), dim=1))
-
-        middle = position[:, [2, 1]] + 0.5
-        distance = torch.cat((middle - (xy - wh / 2) / stride, (xy + wh / 2) / stride - middle), dim=1)
-        dfl = distribution_focal_loss(chosen, distance).mean(dim=1)
-        return ((1 - overlap) * found.score).sum(), (dfl * found.score).sum()
-
-    def _classes(self, logits: Tensor, label: Tensor, found: AlignedAssignment) -> Tensor:
+    def _class_loss(self, logits: Tensor, label: Tensor, found: AlignedAssignment) -> Tensor:
         """Summed binary cross-entropy of every class at every position. logits [M, classes], label [N]."""
         wanted = torch.zeros_like(logits)
         wanted[found.position, label[found.target]] = found.score
         return F.binary_cross_entropy_with_logits(
             logits, wanted, pos_weight=logits.new_full((), self.hyp.cls_pw), reduction="sum"
         )
+
+
+class _Raw(NamedTuple):
+    """Raw predictions at positions of any levels.
+
+    Attributes:
+        sides: [M, 4, bins] logits of the distances to left, top, right and bottom.
+        classes: [M, classes] logits.
+        middle: [M, 2] x and y in grid steps, relative to the patch's top left corner.
+        stride: [M, 1] input pixels per grid step.
+    """
+
+    sides: Tensor
+    classes: Tensor
+    middle: Tensor
+    stride: Tensor
+
+    def at(self, index: Tensor) -> _Raw:
+        """Some of them, [P], in float32."""
+        # Indexing with nothing keeps the predictions in the graph: all processes see the same parameters.
+        return _Raw(*(values[index].float() for values in self))
+
+    def cxcywh_px(self) -> Tensor:
+        """Predicted boxes [M, 4] in input pixels, relative to the patch's top left corner."""
+        distance = expected_distances(self.sides)
+        low, high = self.middle - distance[:, :2], self.middle + distance[:, 2:]
+        return torch.cat(((low + high) / 2, high - low), dim=1) * self.stride
+
+
+def _join(levels: Sequence[LevelOutput], bins: int) -> _Raw:
+    """All levels of a dense head one after the other, as `LevelGrid` counts; there is one box at each position."""
+    stride = [level.position.new_full((len(level.raw), 1), level.stride) for level in levels]
+    return _Raw(
+        torch.cat([level.raw[:, 0, : 4 * bins] for level in levels]).unflatten(1, (4, bins)),
+        torch.cat([level.raw[:, 0, 4 * bins :] for level in levels]).float(),
+        torch.cat([level.position[:, [2, 1]] for level in levels]) + 0.5,
+        torch.cat(stride),
+    )
+
+
+@torch.no_grad()
+def _assign(raw: _Raw, targets: PatchTargets, grids: Sequence[LevelGrid]) -> AlignedAssignment:
+    """Positives by what is predicted at the candidates; nothing is decoded anywhere else."""
+    pairs = candidate_pairs(targets, grids)
+    # Objects in a crowd share candidates: each is decoded once.
+    position, place = pairs.position.unique(return_inverse=True)
+    near = raw.at(position)
+    prob = near.classes[place, targets.label[pairs.target]].sigmoid()
+    return assign_aligned(targets, pairs, prob, near.cxcywh_px()[place])
+
+
+def _box_losses(raw: _Raw, targets: PatchTargets, found: AlignedAssignment) -> tuple[Tensor, Tensor]:
+    """Summed overlap and distribution losses of the positives; raw is of these, [P]."""
+    xy, wh = targets.xy_px[found.target], targets.wh_px[found.target]
+    overlap = complete_iou(raw.cxcywh_px(), torch.cat((xy, wh), dim=1))
+    low, high = (xy - wh / 2) / raw.stride, (xy + wh / 2) / raw.stride
+    distance = torch.cat((raw.middle - low, high - raw.middle), dim=1)
+    dfl = distribution_focal_loss(raw.sides, distance).mean(dim=1)
+    return ((1 - overlap) * found.score).sum(), (dfl * found.score).sum()
 
 
 def distribution_focal_loss(logits: Tensor, distance: Tensor) -> Tensor:

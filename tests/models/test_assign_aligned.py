@@ -18,6 +18,7 @@ from models.assign_aligned import (
     AlignedAssignment,
     LevelGrid,
     assign_aligned,
+    candidate_pairs,
     candidate_positions,
     level_grids,
     target_scores,
@@ -146,12 +147,21 @@ def test_scores_of_tiny_overlaps_do_not_vanish() -> None:
     torch.testing.assert_close(scores, torch.tensor([1e-8, 1e-8 / 64]), rtol=1e-4, atol=0)
 
 
+def assign_from(
+    targets: PatchTargets, grids: list[LevelGrid], prob: Tensor, cxcywh_px: Tensor
+) -> AlignedAssignment:
+    """From predictions [M, classes] and [M, 4] at all positions."""
+    pairs = candidate_pairs(targets, grids)
+    score = prob[pairs.position, targets.label[pairs.target]]
+    return assign_aligned(targets, pairs, score, cxcywh_px[pairs.position])
+
+
 def assign(targets: PatchTargets, boxes: dict[int, Sequence[float]], prob: float = 0.5) -> AlignedAssignment:
     """On one patch with one level of 8 rows and 12 columns; boxes that are not given are far away."""
     predicted = torch.tensor([[-500.0, -500.0, 1.0, 1.0]]).repeat(96, 1)
     for position, box in boxes.items():
         predicted[position] = torch.tensor(box, dtype=torch.float32)
-    return assign_aligned(targets, [LevelGrid(8, (8, 12), 0)], torch.full((96, 1), prob), predicted)
+    return assign_from(targets, [LevelGrid(8, (8, 12), 0)], torch.full((96, 1), prob), predicted)
 
 
 def test_only_the_ten_best_positions() -> None:
@@ -187,7 +197,7 @@ def test_class_probability_decides_between_equal_boxes() -> None:
     predicted = torch.tensor([[24.0, 28.0, 6.0, 8.0]]).repeat(96, 1)
     prob = torch.full((96, 2), 0.81)
     prob[39, 1] = 0.09
-    found = assign_aligned(objects([box], label=1), [LevelGrid(8, (8, 12), 0)], prob, predicted)
+    found = assign_from(objects([box], label=1), [LevelGrid(8, (8, 12), 0)], prob, predicted)
     assert found.position.tolist() == [38, 39]
     assert (found.score[1] / found.score[0]).item() == pytest.approx((0.09 / 0.81) ** 0.5)
 
@@ -204,7 +214,7 @@ def test_equals_loops_over_everything(seed: int) -> None:
     patches = 1 + seed % 3
     grids, targets = grids_of(SIZE, patches), crowd(4 + 3 * seed, patches, SIZE, seed)
     prob, boxes = guesses(targets, grids, patches, seed)
-    found = assign_aligned(targets, grids, prob, boxes)
+    found = assign_from(targets, grids, prob, boxes)
     expected = reference_assignment(targets, all_places(grids, patches), prob, boxes)
     assert found.position.tolist() == sorted(expected)
     assert found.target.tolist() == [expected[m][0] for m in sorted(expected)]
@@ -216,10 +226,10 @@ def test_equals_loops_over_everything(seed: int) -> None:
 def test_order_of_objects_changes_only_their_names() -> None:
     grids, targets = grids_of(SIZE, 1), crowd(20, 1, SIZE, 3)
     prob, boxes = guesses(targets, grids, 1, 3)
-    found = assign_aligned(targets, grids, prob, boxes)
+    found = assign_from(targets, grids, prob, boxes)
     back = torch.arange(19, -1, -1)
     turned = PatchTargets(targets.patch[back], targets.label[back], targets.xy_px[back], targets.wh_px[back])
-    again = assign_aligned(turned, grids, prob, boxes)
+    again = assign_from(turned, grids, prob, boxes)
     assert torch.equal(found.position, again.position) and torch.equal(found.score, again.score)
     assert torch.equal(found.target, back[again.target])
 
@@ -233,7 +243,7 @@ def test_object_in_two_overlapping_patches_has_positions_in_both() -> None:
     grids = grids_of((64, 64), 2)
     boxes = torch.cat((seen.xy_px, seen.wh_px), dim=1)
     patch = torch.tensor([place.patch for place in all_places(grids, 2)])
-    found = assign_aligned(seen, grids, torch.full((len(patch), 3), 0.5), boxes[patch])
+    found = assign_from(seen, grids, torch.full((len(patch), 3), 0.5), boxes[patch])
     for index in (0, 1):
         mine = found.target == index
         assert mine.any() and (patch[found.position[mine]] == index).all()
@@ -244,7 +254,7 @@ def test_no_objects_and_no_patches() -> None:
     for patches in (0, 2):
         grids = grids_of(SIZE, patches)
         number = number_of_positions(grids, patches)
-        found = assign_aligned(objects([]), grids, torch.rand(number, 3), torch.rand(number, 4))
+        found = assign_from(objects([]), grids, torch.rand(number, 3), torch.rand(number, 4))
         assert len(found.position) == len(found.target) == len(found.score) == 0
         assert found.position.dtype == found.target.dtype == torch.int64
 
@@ -252,7 +262,7 @@ def test_no_objects_and_no_patches() -> None:
 def test_predictions_that_are_not_numbers_are_not_hidden() -> None:
     grids, targets = grids_of(SIZE, 1), crowd(5, 1, SIZE, 0)
     number = number_of_positions(grids, 1)
-    found = assign_aligned(targets, grids, torch.rand(number, 3), torch.full((number, 4), torch.nan))
+    found = assign_from(targets, grids, torch.rand(number, 3), torch.full((number, 4), torch.nan))
     assert len(found.position) > 0 and found.score.isnan().all()
 
 
@@ -274,6 +284,6 @@ def test_memory_grows_with_objects_near_positions_only() -> None:
     targets = crowd(800, 8, (864, 1536), 0)
     prob, boxes = torch.rand(number, 3), torch.rand(number, 4) * 30
     with LargestTensor() as largest:
-        found = assign_aligned(targets, grids, prob, boxes)
+        found = assign_from(targets, grids, prob, boxes)
     assert len(found.position) > 800
     assert largest.numel < number
