@@ -159,8 +159,14 @@ def decode_distances(logits: Tensor, position: Tensor, corner_px: Tensor, stride
 
     Returns xyxy [..., 4] in input pixels.
     """
-    steps = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    distance = logits.softmax(dim=-1) @ steps * stride
+    distance = expected_distances(logits) * stride
     middle = (position[:, [2, 1]].to(logits.dtype) + 0.5) * stride + corner_px.to(logits.dtype)
     middle = middle.view(len(position), *[1] * (distance.ndim - 2), 2)
     return torch.cat((middle - distance[..., :2], middle + distance[..., 2:]), dim=-1)
+
+
+def expected_distances(logits: Tensor) -> Tensor:
+    """Σ k·softmax(logits)_k: mean [...] of the distances 0 … bins − 1 with these logits [..., bins]."""
+    steps = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    # Not a matrix product, which autocast would round to 16 bits.
+    return (logits.softmax(dim=-1) * steps).sum(dim=-1)
