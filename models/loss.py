@@ -13,6 +13,7 @@ from models.esod import ESODOutput
 from models.losses.anchor import AnchorLoss
 from models.losses.base import HeadLoss, Mean, Term
 from models.losses.distance import DistanceLoss
+from models.losses.centre import CentreLoss
 from models.losses.heatmap import cell_weights, focal_dice_loss, weighted_bce_loss
 from models.slicer import STRIDE
 from utils.config import HypConfig, ModelConfig
@@ -99,4 +100,6 @@ def build_head_loss(config: ModelConfig, hyp: HypConfig) -> nn.Module:
     """The loss of the configured head; see `HeadLoss`."""
     if config.head.kind == "dfl":
         return DistanceLoss(config.head.bins, hyp)
+    if config.head.kind == "center":
+        return CentreLoss(hyp)
     return AnchorLoss(torch.tensor(config.anchors), hyp)

@@ -175,6 +175,9 @@ class HypConfig:
     center_offset: float = 1.0
     center_size: float = 0.1
     """Weights of class maps, centre offsets and sizes for ``head.kind: center`` (CenterNet, arXiv 1904.07850, eq. 4)."""
+    center_overlap: float = 0.7
+    """How wide the class maps of ``head.kind: center`` forgive: a box with both corners off by the Gaussian's radius
+    still has this IoU. The less, the wider; see `models.assign_centre.gaussian_radius`."""
     anchor_t: float = 4.0
     """A target matches an anchor when no side differs by more than this factor."""
     label_smoothing: float = 0.0

@@ -19,13 +19,20 @@ BuildTiny = Callable[..., ESOD]
 def tiny() -> BuildTiny:
     """Builds a YOLOv5 + ESOD of tiny width, in evaluation mode, with a heatmap that varies from cell to cell."""
 
-    def build(slicer: str = "grid", sparse: bool = False, *, threshold: float = 0.5, **options: Any) -> ESOD:
+    def build(
+        slicer: str = "grid",
+        sparse: bool = False,
+        *,
+        threshold: float = 0.5,
+        kind: str = "decoupled",
+        **options: Any,
+    ) -> ESOD:
         config = ModelConfig(
             depth=0.33,
             width=0.125,
             num_classes=3,
             slicer=SlicerConfig(algorithm=slicer, threshold=threshold),  # type: ignore[arg-type]
-            head=HeadConfig(sparse=sparse),
+            head=HeadConfig(kind=kind, sparse=sparse),  # type: ignore[arg-type]
             **options,
         )
         model = build_model(config)

@@ -16,7 +16,7 @@ from models.layers import SPP, SPPF, Conv
 from models.levels import HeadPositions
 from models.neck import PANNeck
 from models.slicer import Patches, fixed_grid
-from models.sparse import gather_neighbourhoods
+from models.sparse import gather_neighbourhoods, grow
 from tests.models.conftest import BuildTiny
 from utils.boxes import Letterbox
 from utils.config import ConfigError, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
@@ -91,17 +91,48 @@ def test_sparse_head_equals_dense_with_every_position_selected(tiny: BuildTiny, 
         torch.testing.assert_close(a.raw, b.raw, atol=1e-5, rtol=1e-5)
 
 
+def rows_of(position: Tensor, grid_hw: tuple[int, int]) -> Tensor:
+    """Rows of a dense head's predictions that are at these positions [M, 3]."""
+    return (position[:, 0] * grid_hw[0] + position[:, 1]) * grid_hw[1] + position[:, 2]
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "center", "dfl"])
+@pytest.mark.parametrize("slicer", ["grid", "none"])
 @torch.no_grad()
-def test_sparse_positions_are_a_subset_with_the_same_values(tiny: BuildTiny) -> None:
-    model = tiny()
+def test_sparse_positions_are_a_subset_with_the_same_values(tiny: BuildTiny, kind: str, slicer: str) -> None:
+    model = tiny(kind=kind)
     images = torch.rand(2, 3, 128, 160)
-    dense = with_slicer(model, "grid")(images)
-    sparse = with_slicer(model, "grid", sparse=True)(images)
+    dense = with_slicer(model, slicer)(images)
+    sparse = with_slicer(model, slicer, sparse=True)(images)
     assert 0 < len(sparse.levels[0].raw) < len(dense.levels[0].raw)
     for a, b in zip(dense.levels, sparse.levels, strict=True):
-        height, width = a.grid_hw
-        row = (b.position[:, 0] * height + b.position[:, 1]) * width + b.position[:, 2]
-        torch.testing.assert_close(a.raw[row], b.raw, atol=1e-5, rtol=1e-5)
+        assert a.grid_hw == b.grid_hw
+        torch.testing.assert_close(a.raw[rows_of(b.position, a.grid_hw)], b.raw, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "center", "dfl"])
+@torch.no_grad()
+def test_sparse_heads_at_the_borders_of_a_patch(tiny: BuildTiny, kind: str) -> None:
+    """Every single position of a patch, on its own: what lies outside is zero for each convolution in a row."""
+    model = tiny(kind=kind)
+    pyramid = [torch.randn(3, level.shape[1], 8 >> i, 8 >> i) for i, level in enumerate(pyramid_of(model))]
+    dense = model.head(pyramid, [None] * 3)
+    for row in range(64):
+        wanted = [level.position[[64 // 4**i + row % (64 // 4**i)]] for i, level in enumerate(dense)]
+        masks = [torch.zeros(3, 8 >> i, 8 >> i, dtype=torch.bool) for i in range(3)]
+        for mask, position in zip(masks, wanted, strict=True):
+            mask[tuple(position.T)] = True
+        around = [grow(mask).nonzero() for mask in masks]
+        assert row or [len(a) for a in around] == [4, 4, 4], "a corner has three neighbours inside the patch"
+        sparse = model.head(pyramid, [HeadPositions(w, a) for w, a in zip(wanted, around, strict=True)])
+        for a, b in zip(dense, sparse, strict=True):
+            torch.testing.assert_close(a.raw[rows_of(b.position, a.grid_hw)], b.raw, atol=1e-5, rtol=1e-5)
+
+
+def pyramid_of(model: ESOD) -> list[Tensor]:
+    """What the neck gives the head for one dense image."""
+    images = torch.rand(1, 3, 64, 64)
+    return model.neck(*model.deep(model.stem(images), fixed_grid(1, (8, 8), 1, images.device)))  # type: ignore[no-any-return]
 
 
 def test_gather_neighbourhoods_by_hand() -> None:
