@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from models.backbones.base import Backbone
+from models.backbones.cspnext import build_rtmdet
 from models.backbones.resnet import build_retinanet
 from models.backbones.yolov5 import build_yolov5
 from models.backbones.yolov8 import build_yolov8
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "yolov5": build_yolov5,
     "yolov8": build_yolov8,
     "retinanet": build_retinanet,
+    "rtmdet": build_rtmdet,
 }
 
 

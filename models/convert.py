@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from models.backbones.cspnext import SPP_KERNELS as RTMDET_POOLS
 from models.layers import scale_channels
 from models.levels import STRIDES
 from utils.checkpoint import CheckpointError
@@ -39,7 +40,7 @@ class Layout:
         inner: rewrites what follows the prefix.
     """
 
-    family: Literal["yolov5", "yolov8", "retinanet"]
+    family: Literal["yolov5", "yolov8", "retinanet", "rtmdet"]
     stem: Mapping[int, str]
     after: Mapping[int, str]
     seeker_at: int
@@ -115,6 +116,27 @@ RETINANET = Layout(
     head_at=16,
     inner=lambda prefix, rest: rest.removeprefix("m.") if prefix.startswith(("stem", "deep")) else rest,
 )
+RTMDET = Layout(
+    "rtmdet",
+    {index: f"stem.{index}" for index in range(7)},
+    {
+        7: "deep.stage4.0",
+        8: "deep.stage4.1",
+        9: "deep.stage5.0",
+        10: "deep.stage5.1",
+        11: "deep.stage5.2",
+        12: "neck.lateral5",
+        15: "neck.top_down4",
+        16: "neck.lateral4",
+        19: "neck.top_down3",
+        20: "neck.down3",
+        22: "neck.bottom_up4",
+        23: "neck.down4",
+        25: "neck.bottom_up5",
+    },
+    seeker_at=7,
+    head_at=26,
+)
 
 
 def config_of_released(network: PickledNetwork) -> ModelConfig:
@@ -165,12 +187,13 @@ def layout_of(network: PickledNetwork) -> Layout:
         CheckpointError: none of those known.
     """
     kinds = _kinds(network.yaml)
-    for kind, layout in (("ResBlockLayer", RETINANET), ("C2f", YOLOV8), ("C3", YOLOV5)):
+    by_kind = {"ResBlockLayer": RETINANET, "RTMDetCSPLayer": RTMDET, "C2f": YOLOV8, "C3": YOLOV5}
+    for kind, layout in by_kind.items():
         if kind in kinds:
             return layout
     raise CheckpointError(
         f"the architecture in this checkpoint (layers {', '.join(sorted(kinds)[:12]) or 'unknown'}) is none of those that "
-        "can be converted: YOLOv5 v5.0 and v6, YOLOv8, and ESOD with YOLOv5 or RetinaNet"
+        "can be converted: YOLOv5 v5.0 and v6, YOLOv8, and ESOD with YOLOv5, RTMDet or RetinaNet"
     )
 
 
@@ -189,22 +212,26 @@ def _family_config(
         depth, width = _yolov8_multiples(plan)
         head = HeadConfig(kind="dfl", bins=_bins(state))
         return replace(common, depth=depth, width=width, max_channels=_max_channels(state, width), head=head)
-    head_at = (RETINANET if common.family == "retinanet" else YOLOV5).head_at + shift
+    head_at = layout_of(network).head_at + shift
     decoupled = f"model.{head_at}.m.0.stem.conv.weight" in state
     head = HeadConfig(kind="decoupled" if decoupled else "single")
     width, anchors = _multiple(plan, "width_multiple"), _anchors(state, head_at)
     if common.family == "retinanet":
         return replace(common, depth=1.0, width=width, head=head, anchors=anchors)
+    common = replace(common, depth=_multiple(plan, "depth_multiple"), width=width, head=head, anchors=anchors)
+    if common.family == "rtmdet":
+        _check_rtmdet_pools(_spp_kernels(layers, 7 + shift))
+        return common
     body = _body(state)
-    return replace(
-        common,
-        depth=_multiple(plan, "depth_multiple"),
-        width=width,
-        body=body,
-        head=head,
-        anchors=anchors,
-        spp_kernels=_spp_kernels(layers, 5 + shift) if body == "v5.0" else [5],
-    )
+    return replace(common, body=body, spp_kernels=_spp_kernels(layers, 5 + shift) if body == "v5.0" else [5])
+
+
+def _check_rtmdet_pools(kernels: list[int]) -> None:
+    """Pooling sizes leave no trace in the tensors; RTMDet's are not configurable here."""
+    if kernels != list(RTMDET_POOLS):
+        raise CheckpointError(
+            f"the SPP layer of this checkpoint pools {kernels}; RTMDet's pools {list(RTMDET_POOLS)}"
+        )
 
 
 def _kinds(plan: Mapping[str, Any]) -> set[str]:
@@ -301,7 +328,7 @@ def _spp_kernels(layers: list[Any], after: int) -> list[int]:
     for layer in layers[after:]:
         if str(layer[2]).endswith("SPP"):
             return [int(k) for k in layer[3][1]]
-    raise CheckpointError("the architecture in this checkpoint has no SPP layer: it is not YOLOv5 v5.0")
+    raise CheckpointError("the architecture in this checkpoint has no SPP layer behind its stem")
 
 
 def _anchors(state: Mapping[str, Tensor], head_index: int) -> Anchors:

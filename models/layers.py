@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def scale_channels(channels: int, width: float) -> int:
-    """Channels × width multiple, rounded up to a multiple of 8."""
-    return math.ceil(channels * width / 8) * 8
+def scale_channels(channels: int, width: float, multiple: int = 8) -> int:
+    """Channels × width multiple, rounded up to a multiple of 8 or another number."""
+    return math.ceil(channels * width / multiple) * multiple
 
 
 def scale_repeats(repeats: int, depth: float) -> int:

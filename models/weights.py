@@ -1,4 +1,4 @@
-"""Weights files as models: the project's own format and, converted in memory, released pickles."""
+"""Weights files as models: the project's own format and, converted in memory, those of other software."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.build import build_model
-from models.convert import config_of_released, layout_of, rename_released
+from models.convert_foreign import convert_checkpoint
 from models.esod import ESOD
 from utils.checkpoint import (
     CheckpointError,
@@ -21,7 +21,8 @@ from utils.checkpoint import (
     sha256_of,
 )
 from utils.config import ModelConfig, config_from_dict
-from utils.pickle_reader import read_pickled_network
+from utils.legacy_file import is_legacy
+from utils.pickle_reader import read_pickled_checkpoint
 
 
 @dataclass
@@ -50,12 +51,14 @@ def read_weights(path: str | Path) -> Weights:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file; released ones are listed in weights/README.md")
-    if is_own_format(path):
+    if not is_legacy(path) and is_own_format(path):
         return own_weights(load_checkpoint(path), str(path))
-    network = read_pickled_network(path)
-    config = config_of_released(network)
-    state, left_over = rename_released(network.state_dict, layout_of(network))
-    return Weights(config, state, left_over, {"source": path.name, "sha256": sha256_of(path)})
+    checkpoint = read_pickled_checkpoint(path)
+    try:
+        converted = convert_checkpoint(checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Weights(*converted, {"source": path.name, "sha256": sha256_of(path)})
 
 
 def own_weights(data: dict[str, Any], where: str) -> Weights:

@@ -80,13 +80,16 @@ class HeadConfig:
 class ModelConfig:
     """Everything needed to build the network."""
 
-    family: Literal["yolov5", "yolov8", "retinanet"] = "yolov5"
+    family: Literal["yolov5", "yolov8", "retinanet", "rtmdet"] = "yolov5"
     depth: float = 0.33
     width: float = 0.5
     body: Literal["v5.0", "v6"] = "v5.0"
     """Release of YOLOv5 whose body it is: v5.0 begins with Focus, v6 with a 6×6 convolution."""
     max_channels: int = 1024
     """YOLOv8 only: most channels of a stage before scaling by width: 1024 in n and s, 768 in m, 512 in l and x."""
+    channel_multiple: int = 8
+    """Channels × width are rounded up to a multiple of this: 8 in the released checkpoints. RTMDet can have 4, as
+    its size tiny has where OpenMMLab publishes it: 12 channels in the first convolution, not 16."""
     seeker: SeekerConfig = field(default_factory=SeekerConfig)
     slicer: SlicerConfig = field(default_factory=SlicerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -113,6 +116,10 @@ class ModelConfig:
             raise ConfigError(
                 "sparse head: needs a model with a heatmap head and a head of 3×3 convolutions (any but head.kind "
                 "'single'); use --head dense"
+            )
+        if self.channel_multiple != 8 and (self.channel_multiple != 4 or self.family != "rtmdet"):
+            raise ConfigError(
+                f"channel_multiple is {self.channel_multiple}; 8 is expected, or 4 with family 'rtmdet'"
             )
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")

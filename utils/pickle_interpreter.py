@@ -19,6 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from utils.pickle_names import (
+    DICT_NAMES,
+    HISTORY_BUFFER,
+    METHOD_NAMES,
+    STORAGE_DTYPES,
+    is_admitted,
+    is_inert,
+)
 from utils.torch_archive import CheckpointError, TorchArchive
 
 MAX_OPERATIONS = 2_000_000
@@ -28,54 +36,6 @@ MAX_DIMENSION = 2**40
 MAX_REPEATED_ELEMENTS = 2**24
 """Anchor grids are saved expanded (stride 0), so a tensor may be larger than its storage, up to this."""
 
-_STORAGE_DTYPES = {
-    "torch.DoubleStorage": torch.float64,
-    "torch.FloatStorage": torch.float32,
-    "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16,
-    "torch.LongStorage": torch.int64,
-    "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16,
-    "torch.CharStorage": torch.int8,
-    "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}
-_TORCH_DTYPE_NAMES = {str(dtype) for dtype in _STORAGE_DTYPES.values()}
-_BUILTIN_NAMES = {
-    f"{module}.{name}" for module in ("__builtin__", "builtins") for name in ("set", "bytes", "dict", "list")
-}
-_DICT_NAMES = {"collections.OrderedDict", "collections.defaultdict"}
-NUMPY_SCALAR_NAMES = {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"}
-NUMPY_ARRAY_NAMES = {"numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct"}
-PATH_NAMES = {
-    f"{module}.{name}"
-    for module in ("pathlib", "pathlib._local")  # the latter in Python 3.13
-    for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-}
-_TORCH_BUILDERS = {
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    "torch.Size",
-    "_codecs.encode",
-}
-_INERT_NAMES = (
-    NUMPY_SCALAR_NAMES
-    | NUMPY_ARRAY_NAMES
-    | PATH_NAMES
-    | {"numpy.ndarray", "numpy.dtype", "torch.device", "types.SimpleNamespace", "argparse.Namespace"}
-)
-_KNOWN_NAMES = (
-    set(_STORAGE_DTYPES) | _TORCH_DTYPE_NAMES | _BUILTIN_NAMES | _DICT_NAMES | _TORCH_BUILDERS | _INERT_NAMES
-)
-# Project code of the YOLO family, whatever it is called; and torch's layers, one file deep.
-_INERT_PATTERN = re.compile(
-    r"(models|utils|ultralytics)(\.[A-Za-z_]\w*)+"
-    r"|torch\.nn\.modules\.(activation|batchnorm|channelshuffle|container|conv|distance|dropout|flatten|fold"
-    r"|instancenorm|lazy|linear|loss|module|normalization|padding|pixelshuffle|pooling|rnn|sparse|transformer"
-    r"|upsampling)\.[A-Z]\w*",
-    re.ASCII,
-)
-_IDENTIFIER = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 _STORAGE_KEY = re.compile(r"[0-9]{1,20}", re.ASCII)
 _INT64 = range(-(2**63), 2**64)
 
@@ -105,34 +65,30 @@ class PickledObject:
 def check_names(path: Path, data: bytes) -> None:
     """Refuse the whole file, before anything is built, for one name or operation that is not admitted."""
     refused: set[str] = set()
+    has_log = False
     for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
         if count >= MAX_OPERATIONS:
             raise CheckpointError(
                 f"{path}: its pickle has more than {MAX_OPERATIONS} operations; not a checkpoint."
             )
         if operation.name == "GLOBAL":
-            if not _is_admitted(str(argument)):
-                refused.add(ascii(".".join(str(argument).split(" ", 1)))[1:-1][:120])
+            name = ".".join(str(argument).split(" ", 1))
+            has_log |= name == HISTORY_BUFFER
+            if not is_admitted(str(argument)):
+                refused.add(ascii(name)[1:-1][:120])
         elif operation.name not in _OPERATIONS:
             raise CheckpointError(
                 f"{path}: its pickle uses {operation.name}, which torch.save does not write (pickle protocol 2). "
                 "Nothing in it was run. Save it again with plain torch.save."
             )
+    if has_log:
+        refused -= METHOD_NAMES
     if refused:
         names = ", ".join(f"'{name}'" for name in sorted(refused)[:10])
         raise CheckpointError(
             f"{path}: refused, because it names {names}, which no checkpoint of this kind needs. "
             "Nothing in it was run. Use a file whose origin you trust."
         )
-
-
-def _is_admitted(argument: str) -> bool:
-    """Whether a GLOBAL (``"module name"``) is on the allow-list; dotted attribute paths are not."""
-    module, _, name = argument.partition(" ")
-    if not _IDENTIFIER.fullmatch(name):
-        return False
-    dotted = f"{module}.{name}"
-    return dotted in _KNOWN_NAMES or _INERT_PATTERN.fullmatch(dotted) is not None
 
 
 @dataclass(frozen=True)
@@ -142,11 +98,15 @@ class _Storage:
     values: Tensor
 
 
+StorageLoader = Callable[[str, torch.dtype, int], Tensor]
+"""Key, type and number of elements → the values, one-dimensional; ``ValueError`` when there are not that many."""
+
+
 class Interpreter:
     """Stack machine for pickle protocol 2; each method is one operation or one admitted builder."""
 
-    def __init__(self, archive: TorchArchive) -> None:
-        self.archive = archive
+    def __init__(self, load_storage: StorageLoader) -> None:
+        self.load_storage = load_storage
         self.stack: list[Any] = []
         self.marks: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
@@ -214,7 +174,7 @@ class Interpreter:
     def new_object(self, _: None) -> None:
         arguments = self.stack.pop()
         target = self.stack.pop()
-        if type(target) is not PickledName or not _is_inert(target.name) or type(arguments) is not tuple:
+        if type(target) is not PickledName or not is_inert(target.name) or type(arguments) is not tuple:
             raise ValueError("a new object of something that is not a class")
         self.stack.append(PickledObject(target.name, arguments))
 
@@ -224,9 +184,9 @@ class Interpreter:
         if type(target) is not PickledName or type(arguments) is not tuple:
             raise ValueError("a call of something that is not a name")
         name = target.name
-        if _is_inert(name):
+        if is_inert(name):
             self.stack.append(PickledObject(name, arguments))
-        elif name in _DICT_NAMES:
+        elif name in DICT_NAMES:
             self.stack.append(_build_dict(name, arguments))
         else:
             builder = _BUILDERS.get(name)
@@ -235,11 +195,16 @@ class Interpreter:
             self.stack.append(builder(*arguments))
 
     def persistent(self, _: None) -> None:
-        """Load a storage: ``('storage', type, key, location, number of elements)``; the location is ignored."""
+        """Load a storage: ``('storage', type, key, location, number of elements)``; the location is ignored.
+
+        Before PyTorch 1.6 there is a sixth item: of what other storage this one is a part, or None.
+        """
         reference = self.stack.pop()
-        if type(reference) is not tuple or len(reference) != 5 or reference[0] != "storage":
+        if type(reference) is not tuple or len(reference) not in (5, 6) or reference[0] != "storage":
             raise ValueError("an unknown external reference")
-        _, kind, key, location, count = reference
+        if len(reference) == 6 and reference[5] is not None:
+            raise ValueError("a storage that is a part of another one")
+        _, kind, key, location, count = reference[:5]
         if (
             type(kind) is not PickledName
             or type(key) is not str
@@ -247,30 +212,36 @@ class Interpreter:
             or type(count) is not int
         ):
             raise ValueError("an external reference with wrong types")
-        dtype = _STORAGE_DTYPES.get(kind.name)
+        dtype = STORAGE_DTYPES.get(kind.name)
         if dtype is None or not _STORAGE_KEY.fullmatch(key):
             raise ValueError(f"unknown storage {kind.name} {key[:40]!r}")
         if key not in self.storages:
-            self.storages[key] = _Storage(self._load_storage(key, dtype, count))
+            self.storages[key] = _Storage(self.load_storage(key, dtype, count))
         storage = self.storages[key]
         if storage.values.dtype != dtype or storage.values.numel() != count:
             raise ValueError(f"storage {key} is described in two ways")
         self.stack.append(storage)
 
-    def _load_storage(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
-        size = self.archive.sizes.get(f"data/{key}")
+
+def storages_of(archive: TorchArchive) -> StorageLoader:
+    """Loads storages from the entries of an archive."""
+
+    def load(key: str, dtype: torch.dtype, count: int) -> Tensor:
+        size = archive.sizes.get(f"data/{key}")
         if count < 0 or size != count * dtype.itemsize:
             raise ValueError(f"storage {key} should have {count} elements of {dtype} and has {size} bytes")
-        if count == 0:
-            return torch.empty(0, dtype=dtype)
-        data = bytearray(self.archive.read(f"data/{key}"))
-        if dtype is torch.bool:  # a byte other than 0 and 1 is undefined behaviour as a bool
-            return torch.frombuffer(data, dtype=torch.uint8) != 0
-        return torch.frombuffer(data, dtype=dtype)
+        return values_of(archive.read(f"data/{key}"), dtype)
+
+    return load
 
 
-def _is_inert(name: str) -> bool:
-    return name in _INERT_NAMES or (name not in _KNOWN_NAMES and _INERT_PATTERN.fullmatch(name) is not None)
+def values_of(data: bytes, dtype: torch.dtype) -> Tensor:
+    """Saved bytes, little-endian, as a one-dimensional tensor of its own memory."""
+    if not data:
+        return torch.empty(0, dtype=dtype)
+    if dtype is torch.bool:  # a byte other than 0 and 1 is undefined behaviour as a bool
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8) != 0
+    return torch.frombuffer(bytearray(data), dtype=dtype)
 
 
 def _checked_key(key: Any) -> Any:
@@ -309,6 +280,12 @@ def _build_parameter(tensor: Any, *_: Any) -> Tensor:
     return tensor
 
 
+def _build_method(owner: Any, name: Any) -> PickledObject:
+    if type(owner) is not PickledName or owner.name != HISTORY_BUFFER or type(name) is not str:
+        raise ValueError("a method of something else than a log")
+    return PickledObject(f"{HISTORY_BUFFER}.{name[:80]}")
+
+
 def _build_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
     """A view of a storage, once it is certain that it lies inside it and is no multiple of it (beyond small grids)."""
     if not isinstance(storage, _Storage) or type(offset) is not int or offset < 0:
@@ -343,6 +320,8 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "builtins.set": _build_set,
     "__builtin__.bytes": _build_bytes,
     "builtins.bytes": _build_bytes,
+    "__builtin__.getattr": _build_method,
+    "builtins.getattr": _build_method,
 }
 
 _OPERATIONS: dict[str, Callable[[Interpreter, Any], None]] = {

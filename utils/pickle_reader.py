@@ -19,14 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.pickle_interpreter import (
-    NUMPY_ARRAY_NAMES,
-    NUMPY_SCALAR_NAMES,
-    PATH_NAMES,
-    Interpreter,
-    PickledObject,
-    check_names,
-)
+from utils.legacy_file import is_legacy, open_legacy
+from utils.pickle_interpreter import Interpreter, PickledObject, check_names, storages_of
+from utils.pickle_names import NUMPY_ARRAY_NAMES, NUMPY_SCALAR_NAMES, PATH_NAMES
 from utils.torch_archive import MALFORMED_ERRORS, CheckpointError, damaged, open_archive
 
 __all__ = [
@@ -34,6 +29,7 @@ __all__ = [
     "PickledNetwork",
     "PickledObject",
     "extract_network",
+    "owned_copy",
     "plain_value",
     "read_pickled_checkpoint",
     "read_pickled_network",
@@ -52,7 +48,7 @@ MAX_PARAMETERS = 2**30
 
 
 def read_pickled_checkpoint(path: str | Path) -> dict[Any, Any]:
-    """Read a foreign ``.pt`` file; objects in it come back as ``PickledObject``, tensors as CPU tensors.
+    """Read a foreign ``.pt`` file, of any PyTorch since 0.4; objects in it come back as ``PickledObject``, tensors as CPU tensors.
 
     Returns:
         The file's top-level dict (``epoch``, ``model``, ``ema``, …). Tensors keep dtype and shape.
@@ -61,22 +57,33 @@ def read_pickled_checkpoint(path: str | Path) -> dict[Any, Any]:
         CheckpointError: not such a file, damaged, or it names anything outside the allow-list. All names
             are checked before the first object is built.
     """
-    with open_archive(path) as archive:
-        try:
-            if archive.sizes.get("byteorder") and archive.read("byteorder") != b"little":
-                raise CheckpointError(
-                    f"{archive.path}: saved on a big-endian machine, which is not supported."
-                )
-            data = archive.read_pickle()
-            check_names(archive.path, data)
-            checkpoint = Interpreter(archive).run(data)
-        except CheckpointError:
-            raise
-        except MALFORMED_ERRORS as error:
-            raise damaged(archive.path, f"{type(error).__name__}: {error}") from error
+    path = Path(path)
+    try:
+        checkpoint = _read_legacy(path) if is_legacy(path) else _read_archive(path)
+    except CheckpointError:
+        raise
+    except MALFORMED_ERRORS as error:
+        raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict with a model in it.")
     return checkpoint
+
+
+def _read_archive(path: Path) -> Any:
+    with open_archive(path) as archive:
+        if archive.sizes.get("byteorder") and archive.read("byteorder") != b"little":
+            raise CheckpointError(f"{path}: saved on a big-endian machine, which is not supported.")
+        data = archive.read_pickle()
+        check_names(path, data)
+        return Interpreter(storages_of(archive)).run(data)
+
+
+def _read_legacy(path: Path) -> Any:
+    with open_legacy(path) as legacy:
+        check_names(path, legacy.pickled)
+        checkpoint = Interpreter(legacy.promise).run(legacy.pickled)
+        legacy.fill()
+        return checkpoint
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def _find_model(checkpoint: dict[Any, Any]) -> PickledObject:
     )
     raise CheckpointError(
         f"no whole pickled model under 'ema' or 'model' (found {found or 'nothing'}). "
-        "Give a released .pt file, or a checkpoint of this project."
+        "Give a released .pt file, a state dict, or a checkpoint of this project."
     )
 
 
@@ -282,11 +289,11 @@ def _collect_tensors(modules: list[tuple[str, PickledObject]]) -> tuple[dict[str
                 sizes[kind] += tensor.numel()
                 if sum(sizes.values()) > MAX_PARAMETERS:
                     raise CheckpointError(f"the pickled network has more than {MAX_PARAMETERS} values.")
-                state_dict[key] = _owned(key, tensor)
+                state_dict[key] = owned_copy(key, tensor)
     return state_dict, sizes["_parameters"]
 
 
-def _owned(key: str, tensor: Tensor) -> Tensor:
+def owned_copy(key: str, tensor: Tensor) -> Tensor:
     """An fp32 (or integer) copy that shares no memory; ``CheckpointError`` on NaN and infinity."""
     if not tensor.is_floating_point():
         return tensor.clone(memory_format=torch.contiguous_format)
@@ -365,7 +372,7 @@ def _plain_attributes(module: PickledObject) -> dict[str, Any]:
             continue
         if isinstance(value, Tensor):
             if value.numel() <= MAX_EXTRA_ELEMENTS:
-                extra[name] = _owned(name, value)
+                extra[name] = owned_copy(name, value)
         else:
             with contextlib.suppress(_NotPlainError):
                 extra[name] = reader.read(value)

@@ -41,7 +41,7 @@ MALFORMED_ERRORS = (
 """What the standard library and torch raise on damaged bytes; each becomes a ``CheckpointError``."""
 
 _ZIP_START = b"PK\x03\x04"
-_LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save before 1.6
+LEGACY_START = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19"  # torch.save before 1.6
 _ENCRYPTED_FLAG = 0x1
 
 
@@ -115,7 +115,7 @@ def open_archive(path: str | Path) -> Iterator[TorchArchive]:
     path = Path(path)
     with contextlib.ExitStack() as stack:
         try:
-            stream = stack.enter_context(_open_regular_file(path))
+            stream = stack.enter_context(open_regular_file(path))
             file_size = os.fstat(stream.fileno()).st_size
             start = stream.read(512)
             if not start.startswith(_ZIP_START):
@@ -129,7 +129,7 @@ def open_archive(path: str | Path) -> Iterator[TorchArchive]:
         yield opened
 
 
-def _open_regular_file(path: Path) -> BinaryIO:
+def open_regular_file(path: Path) -> BinaryIO:
     """Open for reading what is, after following links, an ordinary file (a pipe would block for ever)."""
     try:
         mode = path.stat().st_mode
@@ -151,10 +151,10 @@ def _describe_other_format(start: bytes) -> str:
     text_start = start.lstrip().lower()
     if not start:
         return "the file is empty. Download or save it again."
-    if start.startswith(_LEGACY_START):
+    if start.startswith(LEGACY_START):
         return (
-            "written by torch.save of PyTorch before 1.6 (no zip archive), which is not read here. Where you "
-            "trust the file, load and torch.save it again with a newer PyTorch and give the new file."
+            "written by torch.save of PyTorch before 1.6 (no zip archive), as checkpoints of this project never are. "
+            "Convert it with `python scripts/model_convert.py` first."
         )
     if start.startswith(b"version https://git-lfs"):
         return "a Git LFS pointer, not the weights themselves. Fetch them with `git lfs pull`."
