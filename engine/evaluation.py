@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from tqdm import tqdm
 
-from engine.outputs import head_anchors, image_heatmap, image_patches, true_boxes
+from engine.outputs import image_heatmap, image_patches, true_boxes
 from engine.views import decode_views
 from evaluate.arrays import EvaluationError
 from evaluate.detection import DetectionEvaluator, DetectionMetrics
@@ -112,7 +112,7 @@ def evaluate(
         batch = loaded.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None):
             output = model(batch.images.to(dtype))
-            decoded = decode(output, head_anchors(model), config.conf_thres)
+            decoded = decode(output, model.head.coder, config.conf_thres)
             if augment:
                 decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
         _refuse_nan(output, batch.metas)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.outputs import head_anchors, image_heatmap, image_patches
+from engine.outputs import image_heatmap, image_patches
 from engine.views import decode_views
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
@@ -96,7 +97,7 @@ class Detector:
                 batch = self._to_input(images, letterboxes)
             output = self.model(batch, timer=timer)
             with timer.stage("nms"):
-                decoded = decode(output, head_anchors(self.model), conf_thres)
+                decoded = decode(output, self.model.head.coder, conf_thres)
                 if augment:
                     decoded = decode_views(self.model, batch, decoded, conf_thres)
                 found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
@@ -141,10 +142,10 @@ def load_model(
     if fuse:
         model.fuse()
     if half:
-        anchors = head_anchors(model).clone()
+        coder = deepcopy(model.head.coder)
         model.to(torch.float16 if chosen.type == "cuda" else torch.bfloat16)
         # Anchors are geometry, not weights: half precision would move boxes.
-        model.head.anchors = anchors
+        model.head.coder = coder
     names = config.names or [str(i) for i in range(config.num_classes)]
     return Detector(model, names, chosen)
 

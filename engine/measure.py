@@ -12,7 +12,6 @@ import torch
 from tqdm import tqdm
 
 from engine.inference import Detector
-from engine.outputs import head_anchors
 from engine.throughput import Pool, Throughput, measure_throughput
 from models.decode import PostprocessConfig, postprocess
 from models.esod import NO_TIMER, ESODOutput
@@ -345,7 +344,7 @@ def run_once(detector: Detector, batch: Batch, config: PostprocessConfig, timer:
     output = detector.model(images, timer=timer)
     assert isinstance(output, ESODOutput)
     with timer.stage("nms"):
-        postprocess(output, head_anchors(detector.model), [meta.letterbox for meta in batch.metas], config)
+        postprocess(output, detector.model.head.coder, [meta.letterbox for meta in batch.metas], config)
     return output
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.outputs import head_anchors, image_patches, true_boxes
+from engine.outputs import image_patches, true_boxes
 from evaluate.arrays import BoolArray, FloatArray, to_array
 from evaluate.missed import CAUSES, MissedEvaluator, MissedMetrics, in_some_patch, near_positions
 from models.decode import DecodedBoxes, decode
 from models.esod import ESOD, ESODOutput
-from models.head import LevelOutput
+from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
 from utils.boxes import cxcywh_to_xyxy
 from utils.data import Batch
@@ -48,7 +48,7 @@ class MissedCollector:
             boxes = to_array(boxes_px).astype(np.float64)
             patches = to_array(image_patches(output, index))
             part = image_levels(output, index)
-            raw = decode(part, head_anchors(self.model))
+            raw = decode(part, self.model.head.coder)
             score = raw_scores(raw, self.single_class)
             self.evaluator.update(
                 meta.index,

@@ -5,16 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.esod import ESOD, ESODOutput
+from models.esod import ESODOutput
 from utils.boxes import cxcywh_to_xyxy
 from utils.data import Batch
-
-
-def head_anchors(model: ESOD) -> Tensor:
-    """Anchors [levels, A, 2] of the model's head in input pixels, float32."""
-    anchors = model.head.anchors
-    assert isinstance(anchors, Tensor)
-    return anchors.float()
 
 
 def image_patches(output: ESODOutput, image: int) -> Tensor:

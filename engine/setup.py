@@ -14,7 +14,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from engine.loaders import TrainingData, build_data, class_counts, draw_weights, mosaic_of_batch
-from models.esod import ESOD, build_model
+from models.build import build_model
+from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
 from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
@@ -181,8 +182,7 @@ def _assemble(
     decay = scaled_weight_decay(hyp.weight_decay, hyp.nominal_batch, config.batch_size, accumulate)
     amp_dtype = choose_amp(config.amp, device)
     counts = class_counts(data.images, dataset.nc)
-    anchors = torch.tensor(model.config.anchors)
-    criterion = DetectionLoss(anchors, dataset.nc, hyp, counts, sum_over_processes, world_size)
+    criterion = DetectionLoss(model.config, hyp, counts, sum_over_processes, world_size)
     return TrainingRun(
         **vars(options),
         names=dataset.names,

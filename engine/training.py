@@ -28,7 +28,6 @@ from utils.dist import barrier, broadcast_buffers, broadcast_object, sum_over_pr
 from utils.logger import TrainLogger, build_train_logger, get_logger
 from utils.optim import LearningRate, ModelEMA
 
-LOSS_NAMES = ("box", "obj", "cls", "heatmap")
 GRADIENT_LIMIT = 10.0
 VALIDATION = PostprocessConfig(conf_thres=0.001, iou_thres=0.6, multi_label=True)
 
@@ -90,7 +89,7 @@ def train_one_epoch(
         NonFiniteLossError: before the weights are touched by such a loss.
     """
     # This process's share of the losses, patches and images.
-    sums = torch.zeros(len(LOSS_NAMES) + 2, device=settings.device)
+    sums = torch.zeros(len(criterion.names) + 2, device=settings.device)
     metas: list[ImageMeta] = []
     step = 0
     started = time.perf_counter()
@@ -120,13 +119,15 @@ def train_one_epoch(
         if update:
             _optimizer_step(model, optimizer, scaler, ema, metas)
             metas = []
-        sums[:-2] += torch.stack([losses[name].detach() for name in LOSS_NAMES])
+        sums[:-2] += torch.stack([losses[name].detach() for name in criterion.names])
         sums[-2] += len(output.patches)
         sums[-1] += len(batch.images)
     *totals, patches, images = sum_over_processes(sums).tolist()
     means = [total / max(step, 1) for total in totals]
     return EpochResult(
-        dict(zip(LOSS_NAMES, means, strict=True)), patches / max(images, 1), time.perf_counter() - started
+        dict(zip(criterion.names, means, strict=True)),
+        patches / max(images, 1),
+        time.perf_counter() - started,
     )
 
 
@@ -292,7 +293,7 @@ def _autocast(settings: StepSettings) -> torch.autocast:
 
 
 def _describe(what: str, losses: dict[str, Tensor], metas: list[ImageMeta]) -> str:
-    parts = ", ".join(f"{name} {losses[name].item():.4g}" for name in losses if name in LOSS_NAMES)
+    parts = ", ".join(f"{name} {losses[name].item():.4g}" for name in losses if name != "total")
     files = "\n".join(f"  {path}" for meta in metas for path in (meta.path, *meta.others))
     return (
         f"the {what} is not finite{f' ({parts})' if parts else ''}; weights and checkpoints from before this batch are "

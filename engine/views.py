@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.outputs import head_anchors
 from models.decode import DecodedBoxes, decode
 from models.esod import ESOD
 from utils.boxes import letterbox_shape
@@ -24,7 +23,7 @@ def decode_views(model: ESOD, images: Tensor, first: DecodedBoxes, conf_thres: f
         model: in evaluation mode.
         images: [B, 3, H, W] in 0–1, the model's type.
         first: decoded boxes of the plain view.
-        conf_thres: positions below this objectness are left out.
+        conf_thres: positions that cannot reach this score are left out.
     """
     parts = [first]
     height, width = images.shape[2:]
@@ -32,7 +31,7 @@ def decode_views(model: ESOD, images: Tensor, first: DecodedBoxes, conf_thres: f
         view_hw = letterbox_shape((height, width), (round(height * scale), round(width * scale)))
         view = F.interpolate(images.float(), view_hw, mode="bilinear", align_corners=False)
         view = (view.flip(3) if mirrored else view).to(images.dtype)
-        decoded = decode(model(view), head_anchors(model), conf_thres)
+        decoded = decode(model(view), model.head.coder, conf_thres)
         boxes = decoded.cxcywh_px * decoded.cxcywh_px.new_tensor(
             [width / view_hw[1], height / view_hw[0]] * 2
         )

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.coders import BoxCoder
 from models.esod import ESODOutput
-from models.head import LevelOutput
+from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
 from utils.boxes import Letterbox, cxcywh_to_xyxy, non_max_suppression
 from utils.results import Detections
@@ -44,56 +45,33 @@ class PostprocessConfig:
     classes: tuple[int, ...] | None = None
 
 
-def decode_boxes(
-    raw_box: Tensor, position: Tensor, corner_px: Tensor, anchors_px: Tensor, stride: int
-) -> Tensor:
-    """YOLOv5's box decoding, with the patch corner added.
-
-    xy = (2σ(t) − 0.5 + grid)·stride + corner, wh = (2σ(t))²·anchor.
-
-    Args:
-        raw_box: [M, A, 4] logits.
-        position: [M, 3] (patch, row, column).
-        corner_px: [M, 2] left and top of the position's patch in input pixels.
-        anchors_px: [A, 2] or [M, A, 2].
-
-    Returns cxcywh [M, A, 4] in input pixels.
-    """
-    t = raw_box.sigmoid() * 2
-    grid = position[:, [2, 1]].to(t.dtype).unsqueeze(1)
-    xy = (t[..., :2] - 0.5 + grid) * stride + corner_px.to(t.dtype).unsqueeze(1)
-    wh = t[..., 2:].square() * anchors_px
-    return torch.cat((xy, wh), dim=-1)
-
-
-def decode_level(level: LevelOutput, anchors_px: Tensor, patches: Patches) -> DecodedBoxes:
-    """Decode one level; rows in the order position, anchor. Computed in float32."""
-    raw = level.raw.float()
+def decode_level(number: int, level: LevelOutput, coder: BoxCoder, patches: Patches) -> DecodedBoxes:
+    """Decode one level, the number-th; rows in the order position, box. Computed in float32."""
     patch = level.position[:, 0]
-    corner_px = patches.xyxy_cell[patch, :2] * STRIDE
-    cxcywh = decode_boxes(raw[..., :4], level.position, corner_px, anchors_px, level.stride)
-    prob = raw[..., 4:].sigmoid()
-    image_index = patches.image_index[patch].repeat_interleave(raw.shape[1])
+    boxes = coder.decode(number, level, patches.xyxy_cell[patch, :2] * STRIDE)
     return DecodedBoxes(
-        image_index, cxcywh.flatten(0, 1), prob[..., 0].flatten(), prob[..., 1:].flatten(0, 1)
+        patches.image_index[patch].repeat_interleave(level.raw.shape[1]),
+        boxes.cxcywh_px.flatten(0, 1),
+        boxes.objectness.flatten(),
+        boxes.class_prob.flatten(0, 1),
     )
 
 
-def decode(output: ESODOutput, anchors: Tensor, conf_thres: float | None = None) -> DecodedBoxes:
+def decode(output: ESODOutput, coder: BoxCoder, conf_thres: float | None = None) -> DecodedBoxes:
     """Decode all levels, one after the other.
 
     Args:
         output: of the model.
-        anchors: [levels, A, 2] (w, h) in input pixels.
-        conf_thres: leave out positions none of whose anchors has an objectness above this: as the score
-            is objectness × class, they cannot give a candidate. None keeps everything.
+        coder: of the model's head.
+        conf_thres: leave out positions none of whose boxes can have a score above this, by
+            `BoxCoder.best_score`. None keeps everything.
     """
     parts = []
-    for level, anchors_px in zip(output.levels, anchors, strict=True):
+    for number, level in enumerate(output.levels):
         if conf_thres is not None:
-            kept = (level.raw[..., 4].float().sigmoid() > conf_thres).any(dim=1)
+            kept = (coder.best_score(level.raw) > conf_thres).any(dim=1)
             level = LevelOutput(level.raw[kept], level.position[kept], level.stride, level.grid_hw)
-        parts.append(decode_level(level, anchors_px, output.patches))
+        parts.append(decode_level(number, level, coder, output.patches))
     return DecodedBoxes(
         torch.cat([p.image_index for p in parts]),
         torch.cat([p.cxcywh_px for p in parts]),
@@ -103,10 +81,10 @@ def decode(output: ESODOutput, anchors: Tensor, conf_thres: float | None = None)
 
 
 def postprocess(
-    output: ESODOutput, anchors: Tensor, letterboxes: Sequence[Letterbox], config: PostprocessConfig
+    output: ESODOutput, coder: BoxCoder, letterboxes: Sequence[Letterbox], config: PostprocessConfig
 ) -> list[Detections]:
     """Detections of every image of the batch, in original pixels, also for images without any patch."""
-    decoded = decode(output, anchors, config.conf_thres)
+    decoded = decode(output, coder, config.conf_thres)
     return [suppress(decoded, index, letterbox, config) for index, letterbox in enumerate(letterboxes)]
 
 

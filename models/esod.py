@@ -11,17 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.backbones.yolov5 import build_yolov5
-from models.head import LevelOutput, build_head
+from models.backbones.base import Backbone
+from models.head import DetectionHead
 from models.layers import Conv
-from models.neck import PANNeck
-from models.seeker import ObjSeeker
-from models.slicer import Candidates, Patches, cut_patches, slice_greedy, slice_grid, whole_map
-from models.sparse import position_masks
+from models.levels import STRIDES, HeadPositions, LevelOutput
+from models.slicer import Candidates, Patches, covered_cells, cut_patches, slice_greedy, slice_grid, whole_map
+from models.sparse import grow, position_masks
 from utils.config import ModelConfig, SlicerConfig
 from utils.profile import StageTimer
 
-MAX_STRIDE = 32
+MAX_STRIDE = STRIDES[-1]
+EVERYWHERE: list[HeadPositions | None] = [None] * len(STRIDES)
 
 NO_TIMER = StageTimer(enabled=False)
 
@@ -52,20 +52,15 @@ class ESOD(nn.Module):
     """
 
     def __init__(
-        self,
-        config: ModelConfig,
-        stem: nn.Module,
-        deep: nn.Module,
-        neck: nn.Module,
-        head: nn.Module,
-        seeker: nn.Module | None,
+        self, config: ModelConfig, backbone: Backbone, head: DetectionHead, seeker: nn.Module | None
     ) -> None:
         super().__init__()
         self.config = config
-        self.stem = stem
+        self.stem = backbone.stem
         self.seeker = seeker
-        self.deep = deep
-        self.neck = neck
+        self.tokens = backbone.tokens
+        self.deep = backbone.deep
+        self.neck = backbone.neck
         self.head = head
 
     def forward(
@@ -90,31 +85,39 @@ class ESOD(nn.Module):
             logits = self.seeker(features) if self.seeker is not None else None
         with timer.stage("slicer"):
             patches, positions = self.choose(logits, features, select)
-            cut = cut_patches(features, patches)
         with timer.stage("deep"):
-            pyramid = self.neck(cut, *self.deep(cut))
+            features = self._mix(features, patches)
+            pyramid = self.neck(*self.deep(cut_patches(features, patches), patches))
         with timer.stage("head"):
             levels = self.head(pyramid, positions)
         return ESODOutput(logits, levels, patches)
 
+    def _mix(self, features: Tensor, patches: Patches) -> Tensor:
+        """Features after the family's token blocks, computed where a patch lies; as they are in other families."""
+        if self.tokens is None:
+            return features
+        map_hw = (features.shape[2], features.shape[3])
+        everything = patches.size_cell == map_hw
+        active = None if everything else covered_cells(patches, len(features), map_hw)
+        return self.tokens(features, active)  # type: ignore[no-any-return]
+
     def choose(
         self, logits: Tensor | None, features: Tensor, select: PatchSelector | None
-    ) -> tuple[Patches, list[Tensor | None]]:
+    ) -> tuple[Patches, list[HeadPositions | None]]:
         """Patches, and per level the head's positions (None: everywhere)."""
-        everywhere: list[Tensor | None] = [None, None, None]
         if select is not None and logits is not None:
-            return select(logits.detach()), everywhere
+            return select(logits.detach()), EVERYWHERE
         dense = logits is None or self.config.slicer.algorithm == "none"
         if logits is None or (dense and not self._sparse()):
             map_hw = (features.shape[2], features.shape[3])
-            return whole_map(len(features), map_hw, features.device), everywhere
+            return whole_map(len(features), map_hw, features.device), EVERYWHERE
         return self._slice(logits)
 
     def _sparse(self) -> bool:
         return self.config.head.sparse and not self.training
 
     @torch.no_grad()
-    def _slice(self, logits: Tensor) -> tuple[Patches, list[Tensor | None]]:
+    def _slice(self, logits: Tensor) -> tuple[Patches, list[HeadPositions | None]]:
         """Patches and sparse positions with one wait for the device in all."""
         device, config = logits.device, self.config
         # Sigmoid in float32: a bf16 or fp16 heatmap would turn neighbouring cells into false plateaus.
@@ -122,16 +125,20 @@ class ESOD(nn.Module):
         if config.slicer.algorithm == "greedy":
             prob = prob.cpu()
         candidates = find_candidates(prob, config.slicer)
-        masks = position_masks(prob, candidates, config.head.threshold, levels=3) if self._sparse() else []
+        masks = []
+        if self._sparse():
+            masks = position_masks(prob, candidates, config.head.threshold, len(STRIDES))
+            if self.head.needs_around:
+                masks += [grow(mask) for mask in masks]
         counts = torch.stack([m.sum() for m in (candidates.keep, *masks)]).tolist()
         patches = candidates.take(counts[0]).to(device)
-        positions: list[Tensor | None] = [None, None, None]
         kept_order = candidates.keep.cumsum(0) - 1
-        for level, (mask, count) in enumerate(zip(masks, counts[1:], strict=True)):
+        found: list[Tensor | None] = []
+        for mask, count in zip(masks, counts[1:], strict=True):
             position = torch.nonzero_static(mask, size=count)
             position[:, 0] = kept_order[position[:, 0]]
-            positions[level] = position.to(device, non_blocking=True)
-        return patches, positions
+            found.append(position.to(device, non_blocking=True))
+        return patches, _head_positions(found)
 
     def fuse(self) -> ESOD:
         """Fold every BatchNorm into its convolution, in place (inference only)."""
@@ -152,13 +159,10 @@ def find_candidates(prob: Tensor, config: SlicerConfig) -> Candidates:
     return Candidates(whole.image_index, whole.xyxy_cell, keep, whole.size_cell)
 
 
-def build_model(config: ModelConfig) -> ESOD:
-    """Build the configured detector with random weights."""
-    builders = {"yolov5": build_yolov5}
-    backbone = builders[config.family](config)
-    seeker = None
-    if config.seeker.kind != "none":
-        seeker = ObjSeeker(backbone.channels[0], config.seeker, config.bn_eps)
-    neck = PANNeck(backbone.channels, config)
-    head = build_head(backbone.channels, config)
-    return ESOD(config, backbone.stem, backbone.deep, neck, head, seeker)
+def _head_positions(found: list[Tensor | None]) -> list[HeadPositions | None]:
+    """Per level: what is wanted, all levels first, and then what is around it where a head needs that."""
+    if not found:
+        return EVERYWHERE
+    levels = len(STRIDES)
+    around = found[levels:] or [None] * levels
+    return [HeadPositions(w, a) for w, a in zip(found[:levels], around, strict=True) if w is not None]

@@ -1,54 +1,35 @@
 """Detection heads: the raw predictions per pyramid level, on whole patches or on selected positions.
 
-No decoding, no suppression, no loss here: see models/decode.py, utils/boxes.py and models/loss.py.
+No decoding, no suppression, no loss here: see models/coders.py, models/decode.py and models/loss.py.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.coders import BoxCoder
 from models.layers import Conv
-from models.sparse import gather_neighbourhoods
-from utils.config import ModelConfig
-
-STRIDES = (8, 16, 32)
-
-
-@dataclass
-class LevelOutput:
-    """Raw predictions of one pyramid level.
-
-    Attributes:
-        raw: [M, A, 5 + classes] logits: box (x, y, w, h), objectness, classes.
-        position: [M, 3] int64 (patch, row, column) in this level's grid of the patch.
-        stride: input pixels per grid step.
-        grid_hw: rows and columns of a patch at this level.
-    """
-
-    raw: Tensor
-    position: Tensor
-    stride: int
-    grid_hw: tuple[int, int]
-
-
-def all_positions(patches: int, grid_hw: tuple[int, int], device: torch.device) -> Tensor:
-    """Every (patch, row, column), patch by patch, row by row: [patches·h·w, 3] int64."""
-    axes = [torch.arange(n, device=device) for n in (patches, *grid_hw)]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
+from models.levels import HeadPositions, LevelOutput, all_positions
+from models.sparse import gather_neighbourhoods, scatter_rows
 
 
 class DecoupledLevel(nn.Module):
-    """One level of the decoupled head: a shared 1×1 stem, then a 3×3 branch for classes and one for boxes."""
+    """One level of ESOD's decoupled head (YOLOv6's): a shared 1×1 stem, then a 3×3 branch for classes and one for boxes.
+
+    raw [M, A, 5 + classes]; see `AnchorCoder`.
+    """
+
+    needs_around = False
 
     def __init__(self, channels: int, num_anchors: int, num_classes: int, stride: int, eps: float) -> None:
         super().__init__()
-        self.num_anchors, self.num_classes, self.stride = num_anchors, num_classes, stride
+        self.num_anchors, self.stride = num_anchors, stride
+        self.sizes = (4, 1, num_classes)
         self.stem = Conv(channels, channels, 1, eps=eps)
         self.cls_conv = Conv(channels, channels, 3, eps=eps)
         self.reg_conv = Conv(channels, channels, 3, eps=eps)
@@ -58,43 +39,106 @@ class DecoupledLevel(nn.Module):
         _init_bias(self.obj_pred, _objectness_prior(stride))
         _init_bias(self.cls_pred, _class_prior(num_classes))
 
-    def forward(self, features: Tensor, position: Tensor | None = None) -> LevelOutput:
-        """Features [K,C,h,w] → predictions everywhere, or only at position [M,3] (patch, row, column)."""
+    def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
+        """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
         x = self.stem(features)
-        grid_hw = (x.shape[2], x.shape[3])
-        if position is None:
-            maps = [
-                self.reg_pred(reg := self.reg_conv(x)),
-                self.obj_pred(reg),
-                self.cls_pred(self.cls_conv(x)),
-            ]
-            rows = [m.permute(0, 2, 3, 1).flatten(0, 2) for m in maps]
-            position = all_positions(len(x), grid_hw, x.device)
-        else:
-            near = gather_neighbourhoods(x, position)
-            reg, cls = self.reg_conv.forward_rows(near), self.cls_conv.forward_rows(near)
-            rows = [
-                _predict_rows(p, r)
-                for p, r in ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))
-            ]
-        sizes = (4, 1, self.num_classes)
+        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where)
+        parts = ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))
+        rows = [predict_rows(conv, r) for conv, r in parts]
         raw = torch.cat(
-            [r.unflatten(1, (self.num_anchors, n)) for r, n in zip(rows, sizes, strict=True)], dim=2
+            [r.unflatten(1, (self.num_anchors, n)) for r, n in zip(rows, self.sizes, strict=True)], dim=2
         )
-        return LevelOutput(raw, position, self.stride, grid_hw)
+        return LevelOutput(raw, position, self.stride, (x.shape[2], x.shape[3]))
+
+
+class CentreLevel(nn.Module):
+    """One level of the CenterNet-style head: the decoupled head without anchors and without objectness.
+
+    raw [M, 1, 4 + classes]; see `CentreCoder`.
+    """
+
+    needs_around = False
+
+    def __init__(self, channels: int, num_classes: int, stride: int, eps: float) -> None:
+        super().__init__()
+        self.stride = stride
+        self.stem = Conv(channels, channels, 1, eps=eps)
+        self.cls_conv = Conv(channels, channels, 3, eps=eps)
+        self.reg_conv = Conv(channels, channels, 3, eps=eps)
+        self.cls_pred = nn.Conv2d(channels, num_classes, 1)
+        self.reg_pred = nn.Conv2d(channels, 4, 1)
+        # CenterNet starts every class at a probability of 0.1.
+        _init_bias(self.cls_pred, -2.19)
+
+    def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
+        """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
+        x = self.stem(features)
+        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where)
+        raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
+        return LevelOutput(raw.unsqueeze(1), position, self.stride, (x.shape[2], x.shape[3]))
+
+
+class DistanceLevel(nn.Module):
+    """One level of YOLOv8's head: per branch two 3×3 convolutions and a 1×1, for distances and for classes.
+
+    raw [M, 1, 4·bins + classes]; see `DistanceCoder`.
+    """
+
+    needs_around = True
+
+    def __init__(
+        self, channels: int, hidden: tuple[int, int], num_classes: int, bins: int, stride: int, eps: float
+    ) -> None:
+        """Build the level.
+
+        Args:
+            channels: of the features.
+            hidden: channels of the box branch and of the class branch.
+            num_classes, bins: see `DistanceCoder`.
+            stride: input pixels per grid step.
+            eps: of BatchNorm.
+        """
+        super().__init__()
+        self.stride = stride
+        box, cls = hidden
+        self.reg_conv = nn.Sequential(Conv(channels, box, 3, eps=eps), Conv(box, box, 3, eps=eps))
+        self.cls_conv = nn.Sequential(Conv(channels, cls, 3, eps=eps), Conv(cls, cls, 3, eps=eps))
+        self.reg_pred = nn.Conv2d(box, 4 * bins, 1)
+        self.cls_pred = nn.Conv2d(cls, num_classes, 1)
+        _init_bias(self.reg_pred, 1.0)
+        _init_bias(self.cls_pred, math.log(5 / num_classes / (640 / stride) ** 2))
+
+    def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
+        """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
+        if where is None:
+            reg, cls, position = _two_branches(features, self.reg_conv, self.cls_conv, None)
+        else:
+            assert where.around is not None
+            near = gather_neighbourhoods(features, where.around)
+            branches = []
+            for first, second in (self.reg_conv, self.cls_conv):
+                assert isinstance(first, Conv) and isinstance(second, Conv)
+                # Zero outside of the patch, as the second convolution's padding; all that it reads is computed.
+                between = scatter_rows(first.forward_rows(near), where.around, features)
+                branches.append(second.forward_rows(gather_neighbourhoods(between, where.wanted)))
+            (reg, cls), position = branches, where.wanted
+        raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
+        return LevelOutput(raw.unsqueeze(1), position, self.stride, (features.shape[2], features.shape[3]))
 
 
 class SingleLevel(nn.Module):
     """Plain YOLOv5's head: one 1×1 convolution that predicts everything. Always dense."""
+
+    needs_around = False
 
     def __init__(self, channels: int, num_anchors: int, num_classes: int, stride: int) -> None:
         super().__init__()
         self.num_anchors, self.stride = num_anchors, stride
         self.predict = nn.Conv2d(channels, num_anchors * (5 + num_classes), 1)
 
-    def forward(self, features: Tensor, position: Tensor | None = None) -> LevelOutput:
+    def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere."""
-        if position is not None:
+        if where is not None:
             raise ValueError(
                 "the single-convolution head is always dense: use head.kind 'decoupled' for --head sparse"
             )
@@ -105,37 +149,41 @@ class SingleLevel(nn.Module):
 
 
 class DetectionHead(nn.Module):
-    """One head per pyramid level, and the anchors [level, anchor, (w, h)] in input pixels."""
+    """One head per pyramid level, and how to read what they say."""
 
-    anchors: Tensor
-
-    def __init__(self, levels: Sequence[nn.Module], anchors: Tensor) -> None:
+    def __init__(self, levels: Sequence[nn.Module], coder: BoxCoder) -> None:
         super().__init__()
         self.levels = nn.ModuleList(levels)
-        # Geometry from the configuration, not a weight: half precision in a file would move boxes.
-        self.register_buffer("anchors", anchors, persistent=False)
+        self.coder = coder
 
-    def forward(self, pyramid: Sequence[Tensor], positions: Sequence[Tensor | None]) -> list[LevelOutput]:
-        """Pyramid of [K,C,h,w] → one `LevelOutput` per level; a position of None means everywhere."""
+    @property
+    def needs_around(self) -> bool:
+        """Whether a sparse forward pass needs `HeadPositions.around`."""
+        return bool(self.levels[0].needs_around)
+
+    def forward(
+        self, pyramid: Sequence[Tensor], positions: Sequence[HeadPositions | None]
+    ) -> list[LevelOutput]:
+        """Pyramid of [K,C,h,w] → one `LevelOutput` per level; positions of None mean everywhere."""
         return [level(x, p) for level, x, p in zip(self.levels, pyramid, positions, strict=True)]
 
 
-def build_head(channels: Sequence[int], config: ModelConfig) -> DetectionHead:
-    """The configured head on pyramid levels with these channels."""
-    anchors = torch.tensor(config.anchors, dtype=torch.float32)
-    num_anchors = anchors.shape[1]
-    levels: list[nn.Module] = []
-    for c, stride in zip(channels, STRIDES, strict=True):
-        if config.head.kind == "single":
-            levels.append(SingleLevel(c, num_anchors, config.num_classes, stride))
-        else:
-            levels.append(DecoupledLevel(c, num_anchors, config.num_classes, stride, config.bn_eps))
-    return DetectionHead(levels, anchors)
+def predict_rows(conv: nn.Conv2d, features: Tensor) -> Tensor:
+    """A 1×1 convolution on maps [K, in, h, w] or on gathered rows [M, in], as rows [M, out]."""
+    if features.ndim == 4:
+        return conv(features).permute(0, 2, 3, 1).flatten(0, 2)  # type: ignore[no-any-return]
+    return F.linear(features, conv.weight.flatten(1), conv.bias)
 
 
-def _predict_rows(conv: nn.Conv2d, rows: Tensor) -> Tensor:
-    """A 1×1 convolution on rows: [M, in] → [M, out]."""
-    return F.linear(rows, conv.weight.flatten(1), conv.bias)
+def _two_branches(
+    x: Tensor, reg_conv: nn.Module, cls_conv: nn.Module, where: HeadPositions | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Box and class features, maps [K,C,h,w] or rows [M,C] at selected positions, and all positions [M,3]."""
+    if where is None:
+        return reg_conv(x), cls_conv(x), all_positions(len(x), (x.shape[2], x.shape[3]), x.device)
+    assert isinstance(reg_conv, Conv) and isinstance(cls_conv, Conv)
+    near = gather_neighbourhoods(x, where.wanted)
+    return reg_conv.forward_rows(near), cls_conv.forward_rows(near), where.wanted
 
 
 def _objectness_prior(stride: int) -> float:

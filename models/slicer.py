@@ -95,6 +95,19 @@ def whole_map(batch: int, map_hw: tuple[int, int], device: torch.device) -> Patc
     return Patches(torch.arange(batch, device=device), corners, map_hw)
 
 
+def covered_cells(patches: Patches, batch: int, map_hw: tuple[int, int]) -> Tensor:
+    """Which cells lie in some patch: bool [batch, H, W]."""
+    device = patches.image_index.device
+    height, width = map_hw
+    # Corners of the patches as steps up and down, summed up along both axes.
+    steps = torch.zeros((batch, height + 1, width + 1), dtype=torch.int32, device=device)
+    x1, y1, x2, y2 = patches.xyxy_cell.unbind(dim=1)
+    one = torch.ones_like(x1, dtype=torch.int32)
+    for y, x, step in ((y1, x1, one), (y1, x2, -one), (y2, x1, -one), (y2, x2, one)):
+        steps.index_put_((patches.image_index, y, x), step, accumulate=True)
+    return steps.cumsum(1).cumsum(2)[:, :height, :width] > 0
+
+
 def fixed_grid(batch: int, map_hw: tuple[int, int], patches_per_side: int, device: torch.device) -> Patches:
     """Every patch of the fixed grid, the last row and column moved inside the map. Order: image, row, column."""
     height, width = map_hw

@@ -33,6 +33,11 @@ def position_masks(prob: Tensor, candidates: Candidates, threshold: float, level
     return [mask.squeeze(1) > 0 for mask in masks]
 
 
+def grow(mask: Tensor) -> Tensor:
+    """A bool mask [G, h, w] and its neighbours, by 3×3 dilation inside the patch."""
+    return _dilate(mask.unsqueeze(1).float()).squeeze(1) > 0
+
+
 def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
     """3×3 neighbourhoods, zero outside the map, of selected positions only.
 
@@ -52,9 +57,11 @@ def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
     return rows.view(-1, 3, 3, channels)
 
 
-def gather_positions(features: Tensor, position: Tensor) -> Tensor:
-    """Feature vectors [M, C] of selected positions [M, 3] (map, row, column) of features [K, C, h, w]."""
-    return features.permute(0, 2, 3, 1)[position[:, 0], position[:, 1], position[:, 2]]
+def scatter_rows(rows: Tensor, position: Tensor, like: Tensor) -> Tensor:
+    """Rows [M, C] at positions [M, 3] (map, row, column) of zeros [K, C, h, w]; K, h and w of ``like``."""
+    maps = rows.new_zeros(like.shape[0], like.shape[2], like.shape[3], rows.shape[1])
+    maps[position[:, 0], position[:, 1], position[:, 2]] = rows
+    return maps.permute(0, 3, 1, 2)
 
 
 def _dilate(mask: Tensor) -> Tensor:

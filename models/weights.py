@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from models.build import build_model
 from models.convert import config_of_released, rename_released
-from models.esod import ESOD, build_model
+from models.esod import ESOD
 from utils.checkpoint import (
     CheckpointError,
     MatchReport,

@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.outputs import head_anchors
 from models.decode import PostprocessConfig, decode, decode_level, suppress_px
 from models.esod import ESOD, ESODOutput
 from models.weights import model_from_weights, read_weights
@@ -43,7 +42,7 @@ def main() -> None:
     post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det)
     with torch.inference_mode():
         output = model(batch)
-        boxes, score, label = suppress_px(decode(output, head_anchors(model)), 0, post)
+        boxes, score, label = suppress_px(decode(output, model.head.coder), 0, post)
     arrays = {
         "patches": torch.cat((output.patches.image_index[:, None], output.patches.xyxy_cell), dim=1),
         "decoded": decoded_rows(model, output),
@@ -80,13 +79,12 @@ def build_parser() -> Parser:
 def decoded_rows(model: ESOD, output: ESODOutput) -> Tensor:
     """All decoded boxes [N, 5 + classes] in the documented order."""
     parts = []
-    for level, anchors_px in zip(output.levels, head_anchors(model), strict=True):
-        boxes = decode_level(level, anchors_px, output.patches)
+    for number, level in enumerate(output.levels):
+        boxes = decode_level(number, level, model.head.coder, output.patches)
         rows = torch.cat((boxes.cxcywh_px, boxes.objectness[:, None], boxes.class_prob), dim=1)
         if not model.config.head.sparse:
-            num_anchors = len(anchors_px)
             rows = (
-                rows.view(len(output.patches), math.prod(level.grid_hw), num_anchors, rows.shape[1])
+                rows.view(len(output.patches), math.prod(level.grid_hw), level.raw.shape[1], rows.shape[1])
                 .transpose(1, 2)
                 .flatten(0, 2)
             )

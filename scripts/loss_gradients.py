@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from engine.setup import TrainingRun, build_run
-from engine.training import LOSS_NAMES, StepSettings, prepare
+from engine.training import StepSettings, prepare
 from models.training_patches import training_selector
 from utils.cli import Parser, image_size, positive_int, run_main
 from utils.config import HypConfig, ModelOverrides, TrainConfig, load_config
@@ -53,12 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     norms = torch.stack([batch_norms(run, number) for number in range(args.batches)])
     print(f"\n{'loss':<10}{'median norm':>14}{'share':>9}   over {args.batches} batches of {args.batch_size}")
     middle = norms.median(dim=0).values
-    for name, norm, share in zip(LOSS_NAMES, middle.tolist(), (middle / middle.sum()).tolist(), strict=True):
+    for name, norm, share in zip(
+        run.criterion.names, middle.tolist(), (middle / middle.sum()).tolist(), strict=True
+    ):
         print(f"{name:<10}{norm:>14.4f}{share:>9.0%}")
 
 
 def batch_norms(run: TrainingRun, number: int) -> Tensor:
-    """Norm of the gradient in the stem's parameters, per loss of `LOSS_NAMES`, for the number-th batch."""
+    """Norm of the gradient in the stem's parameters, per loss, for the number-th batch."""
     run.model.train()
     settings = StepSettings(run.hyp, run.model.config.slicer, run.device, None, accumulate=1)
     generator = torch.Generator().manual_seed(number)
@@ -67,7 +69,7 @@ def batch_norms(run: TrainingRun, number: int) -> Tensor:
     losses = run.criterion(run.model(batch.images, selector), batch.targets, batch.heatmaps)
     stem = [parameter for parameter in run.model.stem.parameters() if parameter.requires_grad]
     norms = []
-    for name in LOSS_NAMES:
+    for name in run.criterion.names:
         if not losses[name].requires_grad:
             norms.append(torch.zeros(()))
             continue

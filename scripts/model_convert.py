@@ -14,7 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from models.esod import build_model
+from models.build import build_model
 from models.weights import Weights, read_weights
 from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, sha256_of, strip_checkpoint
 from utils.cli import Parser, probability, run_main

@@ -11,8 +11,9 @@ import torch
 from engine.inference import Detector
 from engine.measure import measure
 from engine.throughput import measure_throughput
+from models.build import build_model
 from models.decode import PostprocessConfig, postprocess
-from models.esod import ESOD, build_model
+from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.training_patches import training_selector
 from utils.boxes import Letterbox
@@ -73,7 +74,7 @@ def test_half_precision(slicer: str, sparse: bool, dtype: torch.dtype) -> None:
     model = build(slicer, sparse).fuse().to("cuda", dtype)
     output = model(torch.rand(2, 3, 256, 320, device="cuda", dtype=dtype))
     boxes = [Letterbox.fit((256, 320), (256, 320))] * 2
-    assert len(postprocess(output, model.head.anchors.float(), boxes, PostprocessConfig(conf_thres=0.0))) == 2
+    assert len(postprocess(output, model.head.coder, boxes, PostprocessConfig(conf_thres=0.0))) == 2
 
 
 @torch.inference_mode()
@@ -100,7 +101,7 @@ def test_one_wait_for_the_device_per_forward() -> None:
 def test_training_steps(dtype: torch.dtype | None, heatmap_loss: str) -> None:
     model = build().train().cuda()
     hyp = replace(HypConfig(), heatmap_loss=heatmap_loss)
-    criterion = DetectionLoss(model.head.anchors, 3, hyp, torch.tensor([5, 3, 1])).cuda()
+    criterion = DetectionLoss(model.config, hyp, torch.tensor([5, 3, 1])).cuda()
     optimizer = build_optimizer(model, "sgd", 0.01, 0.9, 5e-4)
     scaler = torch.amp.GradScaler("cuda", enabled=dtype == torch.float16)
     ema = ModelEMA(model)

@@ -65,10 +65,13 @@ class SlicerConfig:
 class HeadConfig:
     """Detection head (paper section III-D)."""
 
-    kind: Literal["decoupled", "single"] = "decoupled"
-    """``decoupled``: ESOD's; ``single``: the one 1×1 convolution per level of plain YOLOv5."""
+    kind: Literal["decoupled", "dfl", "center", "single"] = "decoupled"
+    """``decoupled``: ESOD's, with anchors; ``dfl``: YOLOv8's, anchor-free; ``center``: CenterNet's, anchor-free;
+    ``single``: the one 1×1 convolution per level of plain YOLOv5."""
+    bins: int = 16
+    """``dfl`` only: distances 0 … bins − 1, in grid steps, that a box's sides are distributions over."""
     sparse: bool = False
-    """Evaluate the decoupled head around heatmap peaks only (inference; training is always dense)."""
+    """Evaluate the head around heatmap peaks only (inference; training is always dense)."""
     threshold: float = 0.3
     """A heatmap peak counts for the sparse head when sigmoid(logit) ≥ threshold."""
 
@@ -124,9 +127,10 @@ class ModelConfig:
             raise ConfigError(
                 f"slicer {self.slicer.algorithm!r}: this model has no heatmap head to slice by; use --slicer none"
             )
-        if self.head.sparse and (self.head.kind != "decoupled" or self.seeker.kind == "none"):
+        if self.head.sparse and (self.head.kind == "single" or self.seeker.kind == "none"):
             raise ConfigError(
-                "sparse head: needs a model with a heatmap head and a decoupled head; use --head dense"
+                "sparse head: needs a model with a heatmap head and a head of 3×3 convolutions (any but head.kind "
+                "'single'); use --head dense"
             )
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
@@ -181,6 +185,14 @@ class HypConfig:
     cls_pw: float = 1.0
     obj: float = 1.0
     obj_pw: float = 1.0
+    dfl_box: float = 7.5
+    dfl_cls: float = 0.5
+    dfl: float = 1.5
+    """Weights of box overlap, classes and distance distributions for ``head.kind: dfl`` (YOLOv8's names: box, cls, dfl)."""
+    center_heat: float = 1.0
+    center_offset: float = 1.0
+    center_size: float = 0.1
+    """Weights of class maps, centre offsets and sizes for ``head.kind: center`` (CenterNet, arXiv 1904.07850, eq. 4)."""
     anchor_t: float = 4.0
     """A target matches an anchor when no side differs by more than this factor."""
     label_smoothing: float = 0.0

@@ -1,4 +1,4 @@
-"""What every backbone family offers: a stem to stride 8, tokens, a deep part to strides 16 and 32, and a neck."""
+"""What every family of detectors offers: a stem to stride 8, a deep part from there to stride 32, and a neck."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from torch import nn
 
 
 class Backbone(NamedTuple):
-    """The parts of a network before its head.
+    """The parts of a family, to be put together by `models.build`.
 
     Attributes:
-        stem: images [B,3,H,W] in 0–1 → stride-8 features [B, stem_channels, H/8, W/8].
-        deep: deep(features [K, stem_channels, h, w], patches) → (stride 8, 16, 32) features on the K patches.
-        neck: neck(p3, p4, p5) → list of three maps [K, head_channels[i], …].
-        stem_channels: of the stem's features.
-        head_channels: of the neck's features at strides 8, 16 and 32.
-        tokens: tokens(features [B,C,H/8,W/8], active [B,H/8,W/8] bool or None for all) → features of the same
-            shape, computed on active tokens only; runs between slicing and cutting. None: there is no such part.
+        stem: images [B, 3, H, W] in 0–1 → features [B, stem_channels, H/8, W/8]. Paid for every pixel.
+        deep: (features [K, stem_channels, h, w] of K patches, `Patches`) → features at strides 8, 16 and 32.
+            Convolutional ones look at each patch alone and do not need to know where it lies.
+        neck: those three → a list of three, [K, head_channels[i], h / 2^i, w / 2^i].
+        stem_channels: of the stem's output.
+        head_channels: of the neck's outputs.
+        tokens: (features [B, C, H/8, W/8], active [B, H/8, W/8] bool or None for everything) → features of the
+            same shape, computed where active only. For families that mix information across the whole map at
+            stride 8, between slicing and cutting; None for the others.
     """
 
     stem: nn.Module
@@ -25,4 +27,4 @@ class Backbone(NamedTuple):
     neck: nn.Module
     stem_channels: int
     head_channels: tuple[int, int, int]
-    tokens: nn.Module | None
+    tokens: nn.Module | None = None

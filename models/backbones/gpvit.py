@@ -7,8 +7,6 @@ The published detectors add an adapter of deformable attention; here three convo
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +14,7 @@ from torch.nn import functional as F
 from models.backbones.base import Backbone
 from models.backbones.gpvit_blocks import INIT_STD, LOCAL_EPS, GroupPropagationBlock, LocalBlock
 from models.backbones.kept_tokens import KeptTokens
-from models.layers import Conv, scale_channels, scale_repeats
+from models.layers import C3, Conv, scale_channels, scale_repeats
 from models.neck import PANNeck
 from models.slicer import Patches
 from utils.config import ConfigError, GPViTConfig, ModelConfig
@@ -24,8 +22,8 @@ from utils.config import ConfigError, GPViTConfig, ModelConfig
 STEM_CHANNELS = 64
 EMBEDDED = 4
 """Side of the pieces that become a token, in pixels of the stem's stride-2 map."""
-NECK_DEPTH = 0.33
-"""One bottleneck in each block of the neck."""
+NECK_REPEATS = 1
+"""Bottlenecks in each block of the neck."""
 
 
 class ConvReLU(Conv):
@@ -152,10 +150,14 @@ def build_gpvit(config: ModelConfig) -> Backbone:
     neck_channels = scale_channels(size.neck_channels, config.width)
     hidden = scale_channels(STEM_CHANNELS, config.width)
     levels = (neck_channels, neck_channels, neck_channels)
+
+    def block(into: int, out: int) -> nn.Module:
+        return C3(into, out, NECK_REPEATS, shortcut=False, eps=config.bn_eps)
+
     return Backbone(
         stem=PatchEmbedding(hidden, channels, size.stem_convs, config.bn_eps),
         deep=Pyramid(channels, neck_channels, config.bn_eps),
-        neck=PANNeck(levels, replace(config, depth=NECK_DEPTH)),
+        neck=PANNeck(levels, block, config.bn_eps),
         stem_channels=channels,
         head_channels=levels,
         tokens=TokenBlocks(size, channels, groups),

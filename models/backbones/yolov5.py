@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from models.backbones.base import Backbone
 from models.layers import C3, SPP, SPPF, Conv, Focus, scale_channels, scale_repeats
+from models.neck import PANNeck
+from models.slicer import Patches
 from utils.config import ModelConfig
 
 REPEATS = {"v5.0": (3, 9, 9, 3), "v6": (3, 6, 9, 3)}
@@ -13,7 +15,7 @@ REPEATS = {"v5.0": (3, 9, 9, 3), "v6": (3, 6, 9, 3)}
 
 
 class YOLOv5Deep(nn.Module):
-    """Strides 16 and 32 from stride-8 features: [K,c3,h,w] → ([K,c4,h/2,w/2], [K,c5,h/4,w/4])."""
+    """Strides 16 and 32 from stride-8 features: [K,c3,h,w] → ([K,c3,h,w], [K,c4,h/2,w/2], [K,c5,h/4,w/4])."""
 
     def __init__(self, channels: tuple[int, int, int], repeats: tuple[int, int], config: ModelConfig) -> None:
         super().__init__()
@@ -26,16 +28,17 @@ class YOLOv5Deep(nn.Module):
             last = [SPP(c5, c5, config.spp_kernels, eps=eps), C3(c5, c5, repeats[1], shortcut=False, eps=eps)]
         self.stage5 = nn.Sequential(Conv(c4, c5, 3, 2, eps=eps), *last)
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Tensor]:
+        """Each patch alone; see `Backbone.deep`."""
         p4 = self.stage4(features)
-        return p4, self.stage5(p4)
+        return features, p4, self.stage5(p4)
 
 
 def build_yolov5(config: ModelConfig) -> Backbone:
-    """YOLOv5 backbone of the configured release, depth and width."""
+    """YOLOv5 of the configured release, depth and width."""
     c1, c2, c3, c4, c5 = (scale_channels(c, config.width) for c in (64, 128, 256, 512, 1024))
     at4, at8, at16, at32 = (scale_repeats(count, config.depth) for count in REPEATS[config.body])
-    eps = config.bn_eps
+    eps, in_neck = config.bn_eps, scale_repeats(3, config.depth)
     first = Conv(3, c1, 6, 2, eps=eps, padding=2) if config.body == "v6" else Focus(3, c1, 3, eps=eps)
     stem = nn.Sequential(
         first,
@@ -44,5 +47,6 @@ def build_yolov5(config: ModelConfig) -> Backbone:
         Conv(c2, c3, 3, 2, eps=eps),
         C3(c3, c3, at8, eps=eps),
     )
-    deep = YOLOv5Deep((c3, c4, c5), (at16, at32), config)
-    return Backbone(stem, deep, (c3, c4, c5))
+    channels = (c3, c4, c5)
+    neck = PANNeck(channels, lambda i, o: C3(i, o, in_neck, shortcut=False, eps=eps), eps)
+    return Backbone(stem, YOLOv5Deep(channels, (at16, at32), config), neck, c3, channels)

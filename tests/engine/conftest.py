@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from models.esod import build_model
+from models.build import build_model
 from utils.checkpoint import save_checkpoint
 from utils.config import DatasetConfig, ModelConfig, config_from_dict, config_to_dict, load_config
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from models.esod import ESOD, build_model
+from models.build import build_model
+from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.slicer import fixed_grid
 from utils.config import HypConfig, ModelConfig
@@ -45,7 +46,7 @@ def gradients(world_size: int = 1, rank: int = 0) -> dict[str, torch.Tensor]:
     own_targets = targets[mine].clone()
     own_targets[:, 0] -= first
     criterion = DetectionLoss(
-        model.head.anchors, CLASSES, HypConfig(), reduce_counts=sum_over_processes, world_size=world_size
+        model.config, HypConfig(), reduce_counts=sum_over_processes, world_size=world_size
     )
     network = DistributedDataParallel(model) if world_size > 1 else model
     output = network(

@@ -13,11 +13,10 @@ import yaml
 
 from engine.inference import load_model
 from engine.missed import head_positions_near, image_levels, raw_scores
-from engine.outputs import head_anchors
 from engine.test_outputs import TestOutputs
 from models.decode import decode
 from models.esod import ESOD, ESODOutput
-from models.head import LevelOutput
+from models.levels import LevelOutput
 from models.slicer import Patches
 from tests.conftest import RunCommand
 from utils.config import ModelOverrides
@@ -67,11 +66,11 @@ def test_one_image_of_a_batch_has_the_predictions_of_itself_alone(weights: Path)
     detector = load_model(weights, "cpu", ModelOverrides(None, "sparse", None, None))
     with torch.inference_mode():
         output = detector.model(torch.rand(3, 3, 96, 160))
-    anchors = head_anchors(detector.model)
-    whole = decode(output, anchors)
+    coder = detector.model.head.coder
+    whole = decode(output, coder)
     assert len(whole.image_index)
     for image in range(3):
-        part = decode(image_levels(output, image), anchors)
+        part = decode(image_levels(output, image), coder)
         rows = whole.image_index == image
         assert (part.image_index == image).all()
         torch.testing.assert_close(part.cxcywh_px, whole.cxcywh_px[rows])

@@ -14,8 +14,9 @@ import torch
 from engine.inference import Detector
 from engine.measure import measure
 from engine.throughput import MAX_BATCH, POOL_IMAGES, Pool, joint_batches, measure_throughput
+from models.build import build_model
 from models.decode import PostprocessConfig
-from models.esod import ESOD, build_model
+from models.esod import ESOD
 from utils.boxes import Letterbox
 from utils.config import HeadConfig, ModelConfig, SlicerConfig
 from utils.data import Batch, ImageMeta

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from models.esod import ESOD, build_model
+from models.build import build_model
+from models.esod import ESOD
 from utils.config import HeadConfig, ModelConfig, SlicerConfig
 
 BuildTiny = Callable[..., ESOD]

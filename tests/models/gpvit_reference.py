@@ -44,8 +44,9 @@ def published_state(
         if number % 3 == 1:
             tokens, group, un = groups[number // 3], f"{layer}.group_layer", f"{layer}.un_group_layer"
             shapes[f"{layer}.group_token"] = (1, tokens, c)
-            norm(f"{group}.norm_query", c)
-            norm(f"{group}.norm_key", c)
+            for name in (group, un):
+                norm(f"{name}.norm_query", c)
+                norm(f"{name}.norm_key", c)
             linear(f"{group}.attn.k_proj", c, c)
             mixer = f"{layer}.mixer.layers.0"
             for name, size, middle in (("patch_mixer", tokens, c // 2), ("channel_mixer", c, 4 * c)):
@@ -53,8 +54,6 @@ def published_state(
                 linear(f"{mixer}.{name}.3", middle, size)
             norm(f"{mixer}.norm1", c)
             norm(f"{mixer}.norm2", c)
-            norm(f"{un}.norm_query", c)
-            norm(f"{un}.norm_key", c)
             for name in ("q_proj", "k_proj", "v_proj", "proj"):
                 linear(f"{un}.attn.{name}", c, c)
             linear(f"{un}.ffn.layers.0.0", c, ffn_ratio * c)

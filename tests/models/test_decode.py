@@ -6,9 +6,10 @@ import math
 
 import torch
 
-from models.decode import PostprocessConfig, decode, decode_boxes, decode_level, postprocess
+from models.coders import AnchorCoder, decode_anchor_boxes
+from models.decode import PostprocessConfig, decode, decode_level, postprocess
 from models.esod import ESODOutput
-from models.head import LevelOutput
+from models.levels import LevelOutput
 from models.slicer import Patches
 from utils.boxes import Letterbox
 
@@ -17,10 +18,12 @@ def logit(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def test_decode_boxes_by_hand() -> None:
+def test_anchor_boxes_by_hand() -> None:
     raw = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [logit(0.75), logit(0.25), logit(0.75), logit(0.25)]]])
     position = torch.tensor([[0, 2, 5]])
-    boxes = decode_boxes(raw, position, torch.tensor([[24, 40]]), torch.tensor([[10.0, 20], [10, 20]]), 16)
+    boxes = decode_anchor_boxes(
+        raw, position, torch.tensor([[24, 40]]), torch.tensor([[10.0, 20], [10, 20]]), 16
+    )
     # sigma 0.5: xy = (0.5 + grid)·16 + corner, wh = anchor. sigma 0.75, 0.25: xy = (1, 0 + grid)…, wh = 1.5², 0.5².
     assert boxes[0, 0].tolist() == [5.5 * 16 + 24, 2.5 * 16 + 40, 10, 20]
     torch.testing.assert_close(boxes[0, 1], torch.tensor([6.0 * 16 + 24, 2.0 * 16 + 40, 22.5, 5.0]))
@@ -33,12 +36,12 @@ def one_box_output(objectness: float = 0.9, classes: tuple[float, ...] = (0.2, 0
     return ESODOutput(torch.zeros(2, 1, 8, 8), [level], patches)
 
 
-ANCHORS = torch.tensor([[[16.0, 8.0]]])
+ANCHORS = AnchorCoder(torch.tensor([[[16.0, 8.0]]]))
 
 
 def test_patch_corner_moves_the_box() -> None:
     output = one_box_output()
-    boxes = decode_level(output.levels[0], ANCHORS[0], output.patches)
+    boxes = decode_level(0, output.levels[0], ANCHORS, output.patches)
     assert boxes.cxcywh_px.tolist() == [[2.5 * 8 + 24, 1.5 * 8 + 32, 16, 8]]
     assert boxes.image_index.tolist() == [1]
 
@@ -56,7 +59,7 @@ def test_threshold_prefilter_loses_nothing() -> None:
     raw = torch.randn(50, 3, 7)
     level = LevelOutput(raw, torch.zeros(50, 3, dtype=torch.int64), 8, (4, 4))
     output = ESODOutput(None, [level], Patches(torch.tensor([0]), torch.tensor([[0, 0, 4, 4]]), (4, 4)))
-    anchors = torch.ones(1, 3, 2)
+    anchors = AnchorCoder(torch.ones(1, 3, 2))
     everything, filtered = decode(output, anchors), decode(output, anchors, 0.6)
     assert (everything.objectness > 0.6).sum() == (filtered.objectness > 0.6).sum() > 0
 

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.build import build_model
 from models.decode import PostprocessConfig, decode, postprocess
-from models.esod import ESOD, ESODOutput, build_model
+from models.esod import ESOD, ESODOutput
 from models.head import DetectionHead
 from models.layers import SPP, SPPF, Conv
+from models.levels import HeadPositions
 from models.neck import PANNeck
 from models.slicer import Patches, fixed_grid
 from models.sparse import gather_neighbourhoods
@@ -45,7 +47,7 @@ def test_every_shape_and_mode(
         assert level.raw.shape == (len(level.position), 3, 8)
         assert torch.isfinite(level.raw).all()
     boxes = [Letterbox.fit((shape[2], shape[3]), (shape[2], shape[3]))] * shape[0]
-    found = postprocess(output, model.head.anchors, boxes, PostprocessConfig(conf_thres=0.0))
+    found = postprocess(output, model.head.coder, boxes, PostprocessConfig(conf_thres=0.0))
     assert len(found) == shape[0], "an image without any patch keeps its place in the results"
 
 
@@ -55,7 +57,7 @@ def test_dense_mode_equals_the_plain_network(tiny: BuildTiny) -> None:
     images = torch.rand(2, 3, 96, 160)
     output = model(images)
     features = model.stem(images)
-    pyramid = model.neck(features, *model.deep(features))
+    pyramid = model.neck(*model.deep(features, output.patches))
     for level, head, plain in zip(output.levels, model.head.levels, pyramid, strict=True):
         x = head.stem(plain)
         reg = head.reg_conv(x)
@@ -83,9 +85,8 @@ def test_sparse_head_equals_dense_with_every_position_selected(tiny: BuildTiny, 
     assert len(patches) > 0 and cut.shape[0] == 2
     from models.slicer import cut_patches
 
-    pyramid_input = cut_patches(model.stem(images), patches)
-    pyramid = model.neck(pyramid_input, *model.deep(pyramid_input))
-    sparse = model.head(pyramid, [level.position for level in dense.levels])
+    pyramid = model.neck(*model.deep(cut_patches(model.stem(images), patches), patches))
+    sparse = model.head(pyramid, [HeadPositions(level.position, None) for level in dense.levels])
     for a, b in zip(dense.levels, sparse, strict=True):
         torch.testing.assert_close(a.raw, b.raw, atol=1e-5, rtol=1e-5)
 
@@ -115,9 +116,9 @@ def test_a_batch_gives_what_its_images_give_alone(tiny: BuildTiny) -> None:
     model = with_slicer(tiny(), "greedy")
     images = torch.rand(3, 3, 96, 128)
     images[1] = 0.5
-    together = decode(model(images), model.head.anchors)
+    together = decode(model(images), model.head.coder)
     for index in range(3):
-        alone = decode(model(images[index : index + 1]), model.head.anchors)
+        alone = decode(model(images[index : index + 1]), model.head.coder)
         rows = together.image_index == index
         assert rows.sum() == len(alone.objectness)
         torch.testing.assert_close(together.cxcywh_px[rows], alone.cxcywh_px, atol=1e-3, rtol=1e-4)
@@ -200,13 +201,14 @@ def test_neck_and_head_are_of_the_documented_types(tiny: BuildTiny) -> None:
     model = tiny()
     assert isinstance(model.neck, PANNeck) and isinstance(model.head, DetectionHead)
     parameters: list[Tensor] = list(model.head.parameters())
-    assert model.head.anchors.shape == (3, 3, 2) and parameters
+    assert model.head.coder.anchors.shape == (3, 3, 2) and parameters
 
 
 def test_the_v6_body_has_the_same_strides_and_its_own_layers(tiny: BuildTiny) -> None:
     model = tiny(body="v6")
-    pyramid = model.deep(model.stem(torch.rand(1, 3, 96, 160)))
-    assert [tuple(level.shape[2:]) for level in pyramid] == [(6, 10), (3, 5)]
+    patches = fixed_grid(1, (12, 20), 1, torch.device("cpu"))
+    pyramid = model.deep(model.stem(torch.rand(1, 3, 96, 160)), patches)
+    assert [tuple(level.shape[2:]) for level in pyramid] == [(12, 20), (6, 10), (3, 5)]
     first = model.stem[0]
     assert isinstance(first, Conv) and first.conv.kernel_size == (6, 6)
     assert sum(isinstance(module, SPPF) for module in model.modules()) == 1

@@ -14,14 +14,10 @@ from torchvision.ops import complete_box_iou_loss
 
 from models.decode import decode
 from models.esod import ESOD
-from models.loss import (
-    LEVEL_BALANCE,
-    DetectionLoss,
-    cell_weights,
-    complete_iou,
-    focal_dice_loss,
-    weighted_bce_loss,
-)
+from models.iou import complete_iou
+from models.loss import DetectionLoss
+from models.losses.anchor import LEVEL_BALANCE
+from models.losses.heatmap import cell_weights, focal_dice_loss, weighted_bce_loss
 from models.slicer import Patches, fixed_grid
 from models.training_patches import TrainingSelector
 from tests.models.conftest import BuildTiny
@@ -45,7 +41,7 @@ def run(
     heatmaps = torch.zeros(2, 1, 16, 16)
     if len(targets):
         heatmaps[0, 0, 6, 4] = 1.0
-    criterion = DetectionLoss(model.head.anchors, 3, hyp, torch.tensor([100, 10, 1]))
+    criterion = DetectionLoss(model.config, hyp, torch.tensor([100, 10, 1]))
     return criterion(output, targets, heatmaps)
 
 
@@ -86,7 +82,7 @@ def test_objectness_of_disjoint_patches_adds_up(tiny: BuildTiny) -> None:
 
     model = tiny().eval()
     images = torch.rand(2, 3, 128, 128)
-    criterion = DetectionLoss(model.head.anchors, 3, HypConfig())
+    criterion = DetectionLoss(model.config, HypConfig())
     whole, even, odd = (
         criterion(model(images, choose), TARGETS, torch.zeros(2, 1, 16, 16))["obj"]
         for choose in (whole_grid, partial(every_second, 0), partial(every_second, 1))
@@ -100,8 +96,8 @@ def test_objectness_and_classes_by_hand(tiny: BuildTiny) -> None:
     output = model(torch.rand(1, 3, 128, 128), whole_grid)
     for level in output.levels:
         level.raw = torch.zeros_like(level.raw)
-    losses = DetectionLoss(model.head.anchors, 3, HypConfig())(output, TARGETS[:1], torch.zeros(1, 1, 16, 16))
-    anchors_per_cell = model.head.anchors.shape[1]
+    losses = DetectionLoss(model.config, HypConfig())(output, TARGETS[:1], torch.zeros(1, 1, 16, 16))
+    anchors_per_cell = model.head.coder.anchors.shape[1]
     cells = [(128 / s) ** 2 / (640 / s) ** 2 for s in (8, 16, 32)]
     expected = sum(share * weight for share, weight in zip(cells, LEVEL_BALANCE, strict=True)) * math.log(2)
     assert anchors_per_cell == 3 and losses["obj"].item() == pytest.approx(expected, rel=1e-5)
@@ -115,18 +111,16 @@ def test_perfect_prediction_has_no_box_loss(tiny: BuildTiny) -> None:
     images = torch.rand(1, 3, 128, 128)
     with torch.no_grad():
         output = model(images, whole_grid)
-        boxes = decode(output, model.head.anchors)
+        boxes = decode(output, model.head.coder)
     cx, cy, w, h = boxes.cxcywh_px[0].tolist()
     target = torch.tensor([[0, 1, cx / 128, cy / 128, w / 128, h / 128]])
     model.zero_grad()
-    worst = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(
+    worst = DetectionLoss(model.config, replace(HypConfig(), box=1.0))(
         output, target, torch.zeros(1, 1, 16, 16)
     )
     moved = target.clone()
     moved[:, 4:] *= 2
-    off = DetectionLoss(model.head.anchors, 3, replace(HypConfig(), box=1.0))(
-        output, moved, torch.zeros(1, 1, 16, 16)
-    )
+    off = DetectionLoss(model.config, replace(HypConfig(), box=1.0))(output, moved, torch.zeros(1, 1, 16, 16))
     assert worst["box"] < off["box"]
 
 
@@ -144,9 +138,9 @@ def test_counts_shared_by_processes_scale_the_losses(tiny: BuildTiny) -> None:
         criterion(model(x, whole_grid), t, heat)["total"].backward()
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    joint = gradient(DetectionLoss(model.head.anchors, 3, HypConfig()), images, targets, heatmaps)
+    joint = gradient(DetectionLoss(model.config, HypConfig()), images, targets, heatmaps)
     counts: list[Tensor] = []
-    record = DetectionLoss(model.head.anchors, 3, HypConfig(), reduce_counts=lambda c: counts.append(c) or c)
+    record = DetectionLoss(model.config, HypConfig(), reduce_counts=lambda c: counts.append(c) or c)
     parts = [
         (images[:1], targets[:1], heatmaps[:1]),
         (images[1:], targets[1:] - torch.tensor([1.0, 0, 0, 0, 0, 0]), heatmaps[1:]),
@@ -154,7 +148,7 @@ def test_counts_shared_by_processes_scale_the_losses(tiny: BuildTiny) -> None:
     for part in parts:
         gradient(record, *part)
     total = counts[0] + counts[1]
-    shared = DetectionLoss(model.head.anchors, 3, HypConfig(), reduce_counts=lambda _: total, world_size=2)
+    shared = DetectionLoss(model.config, HypConfig(), reduce_counts=lambda _: total, world_size=2)
     halves = [gradient(shared, *part) for part in parts]
     for name, expected in joint.items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, expected, atol=1e-4, rtol=1e-3)
@@ -270,7 +264,7 @@ def test_training_overfits_a_few_images(tiny: BuildTiny) -> None:
     targets = torch.tensor(rows)
     heatmaps = F.max_pool2d((images[:, :1] > 0.9).float(), 8)
     hyp = HypConfig(box=0.5, heatmap=0.5)
-    criterion = DetectionLoss(model.head.anchors, 3, hyp)
+    criterion = DetectionLoss(model.config, hyp)
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     history = []
     for step in range(30):

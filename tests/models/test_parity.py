@@ -12,8 +12,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from models.build import build_model
 from models.convert import config_of_released, rename_released
-from models.esod import build_model
 from models.weights import read_weights
 from tests.conftest import ROOT, RunCommand
 from utils.checkpoint import CheckpointError, load_checkpoint
