@@ -147,7 +147,7 @@ def build_run(
     else:
         model_config = resolve_model(config, dataset, overrides, initial)
     data = build_data(config, hyp, dataset, dist, device)
-    if resume is None:
+    if resume is None and model_config.uses_anchors:
         sizes, automatic = data.images.sizes_px(), not config.noautoanchor
         anchors = check_anchors(model_config.anchors, sizes, hyp, automatic)
         model_config = replace(model_config, anchors=anchors)
@@ -245,11 +245,8 @@ def resolve_model(
         raise ConfigError(
             "--cfg is empty and there are no initial weights: give --cfg models/cfg/yolov5s.yaml"
         )
-    if initial is not None and initial.config.body != base.body:
-        raise ConfigError(
-            f"--cfg {config.cfg} has the body of YOLOv5 {base.body}, the initial weights that of {initial.config.body}: "
-            "next to nothing would fit. Give models/cfg/<MODEL>_v6.yaml for v6 weights, <MODEL>.yaml for v5.0"
-        )
+    if initial is not None:
+        check_family(config.cfg, base, initial.config)
     base = overrides.apply(replace(base, names=[], num_classes=dataset.nc))
     if base.slicer.algorithm == "none":
         if base.head.sparse:
@@ -263,6 +260,24 @@ def resolve_model(
         anchors=dataset.anchors_for(config.longer_side()),
         bn_eps=base.bn_eps if initial is None else initial.config.bn_eps,
     )
+
+
+def check_family(cfg: str, model: ModelConfig, initial: ModelConfig) -> None:
+    """Refuse initial weights of which next to nothing would fit.
+
+    Raises:
+        ConfigError: they are of another family, or of another release of YOLOv5.
+    """
+    if initial.family != model.family:
+        raise ConfigError(
+            f"--cfg {cfg} is a {model.family}, the initial weights are of a {initial.family}: nothing would fit. "
+            f"Give a --cfg of the family {initial.family}, or weights of a {model.family}"
+        )
+    if initial.family == "yolov5" and initial.body != model.body:
+        raise ConfigError(
+            f"--cfg {cfg} has the body of YOLOv5 {model.body}, the initial weights that of {initial.body}: "
+            "next to nothing would fit. Give models/cfg/<MODEL>_v6.yaml for v6 weights, <MODEL>.yaml for v5.0"
+        )
 
 
 def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bool) -> Anchors:

@@ -9,7 +9,9 @@ from torch import nn
 
 from models.backbones.base import Backbone
 from models.backbones.gpvit import build_gpvit
+from models.backbones.resnet import build_retinanet
 from models.backbones.yolov5 import build_yolov5
+from models.backbones.yolov8 import build_yolov8
 from models.coders import AnchorCoder, BoxCoder, CentreCoder, DistanceCoder
 from models.esod import ESOD
 from models.head import CentreLevel, DecoupledLevel, DetectionHead, DistanceLevel, SingleLevel
@@ -17,7 +19,12 @@ from models.levels import STRIDES
 from models.seeker import ObjSeeker
 from utils.config import ModelConfig
 
-FAMILIES: dict[str, Callable[[ModelConfig], Backbone]] = {"gpvit": build_gpvit, "yolov5": build_yolov5}
+FAMILIES: dict[str, Callable[[ModelConfig], Backbone]] = {
+    "yolov5": build_yolov5,
+    "yolov8": build_yolov8,
+    "retinanet": build_retinanet,
+    "gpvit": build_gpvit,
+}
 
 
 def build_model(config: ModelConfig) -> ESOD:

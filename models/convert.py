@@ -1,4 +1,4 @@
-"""Checkpoints of other YOLOv5-style software as configurations and weights of this one.
+"""Checkpoints of other software, whole pickled networks, as configurations and weights of this one.
 
 Works on the plain data that `utils.pickle_reader` extracts; it neither opens files nor builds modules.
 The layer numbering of the sources is documented in docs/method.md.
@@ -7,74 +7,212 @@ The layer numbering of the sources is documented in docs/method.md.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from models.layers import scale_channels
+from models.levels import STRIDES
 from utils.checkpoint import CheckpointError
 from utils.config import Anchors, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.pickle_reader import PickledNetwork
 
-STRIDES = (8, 16, 32)
-
-STEM = {index: f"stem.{index}" for index in range(5)}
-SEEKER = {5: "seeker.context", 6: "seeker.predict"}
-AFTER_STEM = {
-    5: "deep.stage4.0",
-    6: "deep.stage4.1",
-    7: "deep.stage5.0",
-    8: "deep.stage5.1",
-    9: "deep.stage5.2",
-    10: "neck.lateral5",
-    13: "neck.top_down4",
-    14: "neck.lateral4",
-    17: "neck.top_down3",
-    18: "neck.down3",
-    20: "neck.bottom_up4",
-    21: "neck.down4",
-    23: "neck.bottom_up5",
-    24: "head.levels",
-}
-"""Indices of the plain network; with ESOD's three extra layers everything behind the stem is 3 higher."""
 SEEKER_LAYERS = 3
-HEAD_INDEX = 24
-IGNORED = re.compile(r"\.(anchors|anchor_grid|sparse_gird)$")
+"""Context, prediction and selection: with them everything behind the stem has numbers that much higher."""
+IGNORED = re.compile(r"\.(anchors|anchor_grid|sparse_gird|dfl\.conv\.weight)$")
 """Buffers of the sources that this project keeps in its configuration or does not need."""
 
 
-def has_seeker(state: Mapping[str, Tensor]) -> bool:
-    """Whether a released state dict holds the heatmap head."""
-    return "model.6.m.0.weight" in state and state["model.6.m.0.weight"].shape[0] == 1
+@dataclass(frozen=True)
+class Layout:
+    """How a family is numbered (``model.<index>.…``).
+
+    Attributes:
+        family: of `ModelConfig`.
+        stem: index → prefix here.
+        after: index → prefix here of what is behind the stem, in the numbering without heatmap head.
+        seeker_at: index of the heatmap head's first layer, where there is one.
+        head_at: index of the detection layer in the numbering without heatmap head.
+        inner: rewrites what follows the prefix.
+    """
+
+    family: Literal["yolov5", "yolov8", "retinanet"]
+    stem: Mapping[int, str]
+    after: Mapping[int, str]
+    seeker_at: int
+    head_at: int
+    inner: Callable[[str, str], str] = lambda prefix, rest: rest
+
+
+def _inner_yolov8(prefix: str, rest: str) -> str:
+    """``cv2.<level>.<0, 1 or 2>`` of YOLOv8's head are the box branch, ``cv3`` the class branch."""
+    match = re.fullmatch(r"cv([23])\.(\d+)\.(\d)\.(.+)", rest)
+    if prefix != "head.levels" or match is None:
+        return rest
+    branch = {"2": "reg", "3": "cls"}[match[1]]
+    part = f"{branch}_pred" if match[3] == "2" else f"{branch}_conv.{match[3]}"
+    return f"{match[2]}.{part}.{match[4]}"
+
+
+YOLOV5 = Layout(
+    "yolov5",
+    {index: f"stem.{index}" for index in range(5)},
+    {
+        5: "deep.stage4.0",
+        6: "deep.stage4.1",
+        7: "deep.stage5.0",
+        8: "deep.stage5.1",
+        9: "deep.stage5.2",
+        10: "neck.lateral5",
+        13: "neck.top_down4",
+        14: "neck.lateral4",
+        17: "neck.top_down3",
+        18: "neck.down3",
+        20: "neck.bottom_up4",
+        21: "neck.down4",
+        23: "neck.bottom_up5",
+    },
+    seeker_at=5,
+    head_at=24,
+)
+YOLOV8 = Layout(
+    "yolov8",
+    {index: f"stem.{index}" for index in range(5)},
+    {
+        5: "deep.stage4.0",
+        6: "deep.stage4.1",
+        7: "deep.stage5.0",
+        8: "deep.stage5.1",
+        9: "deep.stage5.2",
+        12: "neck.top_down4",
+        15: "neck.top_down3",
+        16: "neck.down3",
+        18: "neck.bottom_up4",
+        19: "neck.down4",
+        21: "neck.bottom_up5",
+    },
+    seeker_at=5,
+    head_at=22,
+    inner=_inner_yolov8,
+)
+RETINANET = Layout(
+    "retinanet",
+    {0: "stem.0", 2: "stem.2", 3: "stem.3"},
+    {
+        4: "deep.stage4",
+        5: "deep.stage5",
+        6: "neck.inner.2",
+        7: "neck.output.2",
+        9: "neck.inner.1",
+        11: "neck.output.1",
+        13: "neck.inner.0",
+        15: "neck.output.0",
+    },
+    seeker_at=4,
+    head_at=16,
+    inner=lambda prefix, rest: rest.removeprefix("m.") if prefix.startswith(("stem", "deep")) else rest,
+)
 
 
 def config_of_released(network: PickledNetwork) -> ModelConfig:
-    """The configuration that rebuilds a released YOLOv5 or YOLOv5 + ESOD network.
+    """The configuration that rebuilds a released network: of ESOD, YOLOv5 or YOLOv8.
 
     Raises:
         CheckpointError: the architecture is of another family, or something needed is missing.
     """
+    layout = layout_of(network)
     state, plan = network.state_dict, network.yaml
-    body = _body(state)
-    seeker = has_seeker(state)
-    head_index = HEAD_INDEX + (SEEKER_LAYERS if seeker else 0)
-    decoupled = f"model.{head_index}.m.0.stem.conv.weight" in state
+    seeker = has_seeker(state, layout)
     layers = [*plan.get("backbone", []), *plan.get("head", [])]
-    return ModelConfig(
-        family="yolov5",
-        depth=_multiple(plan, "depth_multiple"),
-        width=_multiple(plan, "width_multiple"),
-        body=body,
-        seeker=_seeker_config(state) if seeker else SeekerConfig(kind="none"),
+    common = ModelConfig(
+        family=layout.family,
+        seeker=_seeker_config(state, layout) if seeker else SeekerConfig(kind="none"),
         slicer=_slicer_config(layers) if seeker else SlicerConfig(algorithm="none"),
-        head=HeadConfig(kind="decoupled" if decoupled else "single"),
-        spp_kernels=_spp_kernels(layers, SEEKER_LAYERS + 5 if seeker else 5) if body == "v5.0" else [5],
         bn_eps=network.bn_eps,
         num_classes=len(network.names),
         names=[str(name) for name in network.names],
-        anchors=_anchors(state, head_index),
     )
+    return _family_config(common, network, layers, SEEKER_LAYERS if seeker else 0)
+
+
+def rename_released(state: Mapping[str, Tensor], layout: Layout) -> tuple[dict[str, Tensor], list[str]]:
+    """Released keys (``model.<index>.…``) as this project's; returns the tensors and the keys left over."""
+    shift = SEEKER_LAYERS if has_seeker(state, layout) else 0
+    prefixes = dict(layout.stem) | {index + shift: name for index, name in layout.after.items()}
+    prefixes[layout.head_at + shift] = "head.levels"
+    if shift:
+        prefixes |= {layout.seeker_at: "seeker.context", layout.seeker_at + 1: "seeker.predict"}
+    renamed, left_over = {}, []
+    for key, tensor in state.items():
+        match = re.fullmatch(r"model\.(\d+)\.(.+)", key)
+        if match is None or int(match[1]) not in prefixes:
+            left_over.append(key)
+        elif not IGNORED.search(key):
+            prefix = prefixes[int(match[1])]
+            renamed[_join(prefix, layout.inner(prefix, match[2]))] = (
+                tensor.float() if tensor.is_floating_point() else tensor
+            )
+    return renamed, left_over
+
+
+def layout_of(network: PickledNetwork) -> Layout:
+    """The family's numbering, by the kinds of layers that the architecture names.
+
+    Raises:
+        CheckpointError: none of those known.
+    """
+    kinds = _kinds(network.yaml)
+    for kind, layout in (("ResBlockLayer", RETINANET), ("C2f", YOLOV8), ("C3", YOLOV5)):
+        if kind in kinds:
+            return layout
+    raise CheckpointError(
+        f"the architecture in this checkpoint (layers {', '.join(sorted(kinds)[:12]) or 'unknown'}) is none of those that "
+        "can be converted: YOLOv5 v5.0 and v6, YOLOv8, and ESOD with YOLOv5 or RetinaNet"
+    )
+
+
+def has_seeker(state: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Whether a released state dict holds the heatmap head."""
+    weight = state.get(f"model.{layout.seeker_at + 1}.m.0.weight")
+    return weight is not None and weight.ndim == 4 and weight.shape[0] == 1
+
+
+def _family_config(
+    common: ModelConfig, network: PickledNetwork, layers: list[Any], shift: int
+) -> ModelConfig:
+    """The fields that differ from family to family."""
+    state, plan = network.state_dict, network.yaml
+    if common.family == "yolov8":
+        depth, width = _yolov8_multiples(plan)
+        head = HeadConfig(kind="dfl", bins=_bins(state))
+        return replace(common, depth=depth, width=width, max_channels=_max_channels(state, width), head=head)
+    head_at = (RETINANET if common.family == "retinanet" else YOLOV5).head_at + shift
+    decoupled = f"model.{head_at}.m.0.stem.conv.weight" in state
+    head = HeadConfig(kind="decoupled" if decoupled else "single")
+    width, anchors = _multiple(plan, "width_multiple"), _anchors(state, head_at)
+    if common.family == "retinanet":
+        return replace(common, depth=1.0, width=width, head=head, anchors=anchors)
+    body = _body(state)
+    return replace(
+        common,
+        depth=_multiple(plan, "depth_multiple"),
+        width=width,
+        body=body,
+        head=head,
+        anchors=anchors,
+        spp_kernels=_spp_kernels(layers, 5 + shift) if body == "v5.0" else [5],
+    )
+
+
+def _kinds(plan: Mapping[str, Any]) -> set[str]:
+    """Names of the layers of an architecture, without the module they are in."""
+    layers = [*plan.get("backbone", []), *plan.get("head", [])]
+    return {
+        str(layer[2]).rsplit(".", 1)[-1] for layer in layers if isinstance(layer, list) and len(layer) > 2
+    }
 
 
 def _body(state: Mapping[str, Tensor]) -> Literal["v5.0", "v6"]:
@@ -88,23 +226,6 @@ def _body(state: Mapping[str, Tensor]) -> Literal["v5.0", "v6"]:
         "the architecture in this checkpoint is not YOLOv5's (its first layer is neither Focus nor a 6×6 convolution): "
         "only YOLOv5 v5.0, YOLOv5 v6 and YOLOv5 + ESOD checkpoints can be converted"
     )
-
-
-def rename_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Released keys (``model.<index>.…``) as this project's; returns the tensors and the keys left over."""
-    seeker = has_seeker(state)
-    shift = SEEKER_LAYERS if seeker else 0
-    prefixes = STEM | {index + shift: name for index, name in AFTER_STEM.items()} | (SEEKER if seeker else {})
-    renamed, left_over = {}, []
-    for key, tensor in state.items():
-        match = re.fullmatch(r"model\.(\d+)\.(.+)", key)
-        if match is None or int(match[1]) not in prefixes:
-            left_over.append(key)
-        elif not IGNORED.search(key):
-            renamed[_join(prefixes[int(match[1])], match[2])] = (
-                tensor.float() if tensor.is_floating_point() else tensor
-            )
-    return renamed, left_over
 
 
 def _join(prefix: str, rest: str) -> str:
@@ -124,10 +245,39 @@ def _multiple(plan: Mapping[str, Any], key: str) -> float:
     return float(value)
 
 
-def _seeker_config(state: Mapping[str, Tensor]) -> SeekerConfig:
-    if "model.5.conv.weight" in state:
-        return SeekerConfig(kind="conv", kernel=int(state["model.5.conv.weight"].shape[-1]))
-    return SeekerConfig(kind="spp")
+def _yolov8_multiples(plan: Mapping[str, Any]) -> tuple[float, float]:
+    """Depth and width: written as such, or (newer files) as a letter into a table of scales."""
+    scales, scale = plan.get("scales"), plan.get("scale")
+    if isinstance(scales, dict) and scale in scales and "depth_multiple" not in plan:
+        row = scales[scale]
+        if isinstance(row, (list, tuple)) and len(row) >= 2:
+            plan = {"depth_multiple": row[0], "width_multiple": row[1]}
+    return _multiple(plan, "depth_multiple"), _multiple(plan, "width_multiple")
+
+
+def _max_channels(state: Mapping[str, Tensor], width: float) -> int:
+    """Channels of YOLOv8's last stage before scaling."""
+    weight = state.get("model.7.conv.weight")
+    for most in (1024, 768, 512):
+        if weight is not None and weight.shape[0] == scale_channels(most, width):
+            return most
+    raise CheckpointError(
+        "the last stage of this checkpoint (model.7) has not the channels of a YOLOv8 of its width"
+    )
+
+
+def _bins(state: Mapping[str, Tensor]) -> int:
+    weight = state.get("model.22.cv2.0.2.weight")
+    if weight is None or weight.shape[0] % 4:
+        raise CheckpointError("the detection layer of this checkpoint (model.22) is not YOLOv8's")
+    return int(weight.shape[0]) // 4
+
+
+def _seeker_config(state: Mapping[str, Tensor], layout: Layout) -> SeekerConfig:
+    key = f"model.{layout.seeker_at}.conv.weight"
+    return (
+        SeekerConfig(kind="conv", kernel=int(state[key].shape[-1])) if key in state else SeekerConfig("spp")
+    )
 
 
 def _slicer_config(layers: list[Any]) -> SlicerConfig:

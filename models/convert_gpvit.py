@@ -65,6 +65,12 @@ FIRST_WEIGHT = "stem.first.conv.weight"
 FIRST_MEAN = "stem.first.bn.running_mean"
 
 
+def is_gpvit(state: Mapping[str, Tensor]) -> bool:
+    """Whether these are the names of a GPViT body, alone or in a classifier or detector."""
+    body = _body(state)
+    return "patch_embed.projection.weight" in body and "layers.1.group_token" in body
+
+
 def gpvit_config_of(state: Mapping[str, Tensor]) -> GPViTConfig:
     """The size of the body in a state dict with published names, from its shapes; L1 to L4 are recognised so.
 

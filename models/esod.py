@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from models.backbones.base import Backbone
 from models.head import DetectionHead
-from models.layers import Conv
+from models.layers import Fusable
 from models.levels import STRIDES, HeadPositions, LevelOutput
 from models.slicer import Candidates, Patches, covered_cells, cut_patches, slice_greedy, slice_grid, whole_map
 from models.sparse import grow, position_masks
@@ -143,7 +143,7 @@ class ESOD(nn.Module):
     def fuse(self) -> ESOD:
         """Fold every BatchNorm into its convolution, in place (inference only)."""
         for module in self.modules():
-            if isinstance(module, Conv):
+            if isinstance(module, Fusable):
                 module.fuse()
         return self
 

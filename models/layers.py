@@ -25,8 +25,16 @@ def scale_repeats(repeats: int, depth: float) -> int:
     return max(round(repeats * depth), 1)
 
 
-class Conv(nn.Module):
-    """Convolution without bias, BatchNorm, SiLU; "same" padding for odd kernels unless another is given.
+class Fusable(nn.Module):
+    """A module that can fold its BatchNorm into its convolutions."""
+
+    def fuse(self) -> None:
+        """Fold the BatchNorm's running statistics into the convolution, in place (inference only)."""
+        raise NotImplementedError
+
+
+class Conv(Fusable):
+    """Convolution without bias, BatchNorm, activation; "same" padding for odd kernels unless another is given.
 
     [B, in, H, W] → [B, out, H/stride, W/stride].
     """
@@ -40,12 +48,13 @@ class Conv(nn.Module):
         groups: int = 1,
         eps: float = 1e-5,
         padding: int | None = None,
+        activation: type[nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         padding = kernel // 2 if padding is None else padding
         self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=eps, momentum=0.03)
-        self.act = nn.SiLU(inplace=True)
+        self.act = activation(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
@@ -63,7 +72,7 @@ class Conv(nn.Module):
 
     @torch.no_grad()
     def fuse(self) -> None:
-        """Fold the BatchNorm's running statistics into the convolution (inference only)."""
+        """See `Fusable`."""
         if isinstance(self.bn, nn.Identity):
             return
         assert isinstance(self.bn, _BatchNorm)
@@ -76,11 +85,11 @@ class Conv(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1 then 3×3 convolution, with an identity shortcut when asked for. [B,C,H,W] → [B,C,H,W]."""
+    """Two convolutions, the second 3×3, with an identity shortcut when asked for. [B,C,H,W] → [B,C,H,W]."""
 
-    def __init__(self, channels: int, shortcut: bool, eps: float) -> None:
+    def __init__(self, channels: int, shortcut: bool, eps: float, first_kernel: int = 1) -> None:
         super().__init__()
-        self.cv1 = Conv(channels, channels, 1, eps=eps)
+        self.cv1 = Conv(channels, channels, first_kernel, eps=eps)
         self.cv2 = Conv(channels, channels, 3, eps=eps)
         self.shortcut = shortcut
 
@@ -104,6 +113,28 @@ class C3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))  # type: ignore[no-any-return]
+
+
+class C2f(nn.Module):
+    """YOLOv8's cross-stage-partial block: every bottleneck's output goes into the last convolution.
+
+    [B,in,H,W] → [B,out,H,W].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, repeats: int, shortcut: bool = True, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        hidden = out_channels // 2
+        self.cv1 = Conv(in_channels, 2 * hidden, 1, eps=eps)
+        self.cv2 = Conv((2 + repeats) * hidden, out_channels, 1, eps=eps)
+        self.m = nn.ModuleList(Bottleneck(hidden, shortcut, eps, first_kernel=3) for _ in range(repeats))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = list(self.cv1(x).chunk(2, dim=1))
+        for bottleneck in self.m:
+            parts.append(bottleneck(parts[-1]))
+        return self.cv2(torch.cat(parts, dim=1))  # type: ignore[no-any-return]
 
 
 class SPP(nn.Module):

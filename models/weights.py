@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from models.build import build_model
-from models.convert import config_of_released, rename_released
+from models.convert import config_of_released, layout_of, rename_released
 from models.esod import ESOD
 from utils.checkpoint import (
     CheckpointError,
@@ -52,8 +52,8 @@ def read_weights(path: str | Path) -> Weights:
     if is_own_format(path):
         return own_weights(load_checkpoint(path), str(path))
     network = read_pickled_network(path)
-    state, left_over = rename_released(network.state_dict)
     config = config_of_released(network)
+    state, left_over = rename_released(network.state_dict, layout_of(network))
     return Weights(config, state, left_over, {"source": path.name, "sha256": sha256_of(path)})
 
 

@@ -25,8 +25,7 @@ def main() -> None:
     """Parse the command line and convert."""
     args = build_parser().parse_args()
     source = read_weights(args.weights)
-    plain = source.config.head.kind == "single"
-    config = esod_config(source.config) if plain and not args.keep_head else source.config
+    config = esod_config(source.config) if is_plain(source.config) and not args.keep_head else source.config
     weights = Weights(config, source.state_dict, source.left_over)
     report = match_state_dict(weights.state_dict, build_model(config).state_dict())
     print(describe(config))
@@ -54,12 +53,17 @@ def main() -> None:
     print(f"written: {args.output}")
 
 
+def is_plain(source: ModelConfig) -> bool:
+    """Whether it is a detector of other software, without heatmap head and with a head of its own."""
+    return source.seeker.kind == "none" and source.head.kind in ("single", "dfl")
+
+
 def esod_config(source: ModelConfig) -> ModelConfig:
-    """ESOD of the same body as a plain YOLOv5: its own head, a heatmap head, the source's BatchNorm epsilon."""
-    esod = ModelConfig()
-    return replace(
-        source, seeker=SeekerConfig(), slicer=SlicerConfig(), head=HeadConfig(), spp_kernels=esod.spp_kernels
-    )
+    """ESOD of the same body as a plain detector: with a heatmap head, the source's BatchNorm epsilon, and in place
+    of YOLOv5's single convolutions the decoupled head."""
+    head = HeadConfig() if source.head.kind == "single" else source.head
+    spp_kernels = ModelConfig().spp_kernels
+    return replace(source, seeker=SeekerConfig(), slicer=SlicerConfig(), head=head, spp_kernels=spp_kernels)
 
 
 def describe(config: ModelConfig) -> str:

@@ -103,11 +103,13 @@ class GPViTConfig:
 class ModelConfig:
     """Everything needed to build the network."""
 
-    family: Literal["yolov5", "gpvit"] = "yolov5"
+    family: Literal["yolov5", "yolov8", "retinanet", "gpvit"] = "yolov5"
     depth: float = 0.33
     width: float = 0.5
     body: Literal["v5.0", "v6"] = "v5.0"
     """Release of YOLOv5 whose body it is: v5.0 begins with Focus, v6 with a 6×6 convolution."""
+    max_channels: int = 1024
+    """YOLOv8 only: most channels of a stage before scaling by width: 1024 in n and s, 768 in m, 512 in l and x."""
     seeker: SeekerConfig = field(default_factory=SeekerConfig)
     slicer: SlicerConfig = field(default_factory=SlicerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
@@ -121,6 +123,11 @@ class ModelConfig:
     names: list[str] = field(default_factory=list)
     """Class names; empty: "0", "1", …"""
     anchors: Anchors = field(default_factory=lambda: [[list(a) for a in level] for level in COCO_ANCHORS])
+
+    @property
+    def uses_anchors(self) -> bool:
+        """Whether the head starts from anchors."""
+        return self.head.kind in ("decoupled", "single")
 
     def __post_init__(self) -> None:
         if self.seeker.kind == "none" and self.slicer.algorithm != "none":

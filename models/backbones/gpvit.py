@@ -26,21 +26,15 @@ NECK_REPEATS = 1
 """Bottlenecks in each block of the neck."""
 
 
-class ConvReLU(Conv):
-    """Convolution without bias, BatchNorm, ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, eps: float) -> None:
-        super().__init__(in_channels, out_channels, kernel, stride, eps=eps)
-        self.act = nn.ReLU(inplace=True)  # type: ignore[assignment]
-
-
 class PatchEmbedding(nn.Module):
     """Images [B, 3, H, W] → tokens [B, C, H/8, W/8]: a 7×7 convolution to stride 2, then pieces of 4×4."""
 
     def __init__(self, hidden: int, channels: int, extra: int, eps: float) -> None:
         super().__init__()
-        self.first = ConvReLU(3, hidden, 7, 2, eps)
-        self.more = nn.Sequential(*(ConvReLU(hidden, hidden, 3, 1, eps) for _ in range(extra)))
+        self.first = Conv(3, hidden, 7, 2, eps=eps, activation=nn.ReLU)
+        self.more = nn.Sequential(
+            *(Conv(hidden, hidden, 3, eps=eps, activation=nn.ReLU) for _ in range(extra))
+        )
         self.project = nn.Conv2d(hidden, channels, EMBEDDED, EMBEDDED)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.backbones.gpvit import ConvReLU, TokenBlocks, bicubic_weights, build_gpvit
+from models.backbones.gpvit import TokenBlocks, bicubic_weights, build_gpvit
 from models.backbones.gpvit_blocks import DropPath, GroupPropagationBlock, LocalBlock
 from models.backbones.kept_tokens import KeptTokens, attend
-from models.convert_gpvit import gpvit_config_of, rename_gpvit
+from models.convert_gpvit import gpvit_config_of, is_gpvit, rename_gpvit
+from models.layers import Conv
 from models.slicer import whole_map
 from tests.models.gpvit_reference import State, published_state, reference_stem, reference_tokens
 from utils.checkpoint import CheckpointError
@@ -254,6 +255,21 @@ def test_attention_with_a_mask_equals_the_formula() -> None:
     torch.testing.assert_close(attend(query, key, value, mask[:, None, None]), expected)
 
 
+def test_deterministic_algorithms_suffice_and_repeat_exactly() -> None:
+    tokens = tokens_of(tiny_state()).train()
+    active = some_active(8, 12)
+    features, weight = torch.randn(3, 24, 8, 12), torch.randn(3, 24, 8, 12)
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.manual_seed(1)
+        first = gradients(tokens, features, active, weight)
+        torch.manual_seed(1)
+        second = gradients(tokens, features, active, weight)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @torch.no_grad()
@@ -342,7 +358,7 @@ def test_stem_folds_its_batchnorms() -> None:
     images = torch.rand(2, 3, 32, 32)
     stem(images)
     expected = stem.eval()(images)
-    folded = [module for module in stem.modules() if isinstance(module, ConvReLU)]
+    folded = [module for module in stem.modules() if isinstance(module, Conv)]
     for module in folded:
         module.fuse()
     assert len(folded) == 3
@@ -410,6 +426,8 @@ def test_size_of_an_incomplete_file_is_refused(lost: str) -> None:
 
 
 def test_other_architectures_are_refused() -> None:
+    assert is_gpvit(tiny_state()) and is_gpvit({f"backbone.{k}": v for k, v in tiny_state().items()})
+    assert not is_gpvit({"backbone.conv1.weight": torch.zeros(1), "head.fc.weight": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="no GPViT"):
         rename_gpvit({"backbone.conv1.weight": torch.zeros(64, 3, 7, 7)})
     swapped = {key.replace("layers.1.", "layers.2."): value for key, value in tiny_state().items()}

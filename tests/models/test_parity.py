@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.build import build_model
-from models.convert import config_of_released, rename_released
+from models.convert import RETINANET, YOLOV5, config_of_released, rename_released
 from models.weights import read_weights
 from tests.conftest import ROOT, RunCommand
 from utils.checkpoint import CheckpointError, load_checkpoint
@@ -85,13 +85,27 @@ def test_all_images_of_the_reference_data(
     check_case(folder, folder / "checkpoint.pt", head, tmp_path / "out.npz", run_command)
 
 
+@pytest.mark.parametrize("convert", [True, False], ids=["converted", "raw"])
+@pytest.mark.parametrize("head", ["dense", "sparse"])
+def test_released_retinanet(
+    shared_dir: Path, head: str, convert: bool, tmp_path: Path, run_command: RunCommand
+) -> None:
+    folder = shared_dir / "golden" / "checkpoints" / "retinanet_visdrone"
+    weights = folder / "checkpoint.pt"
+    if convert:
+        result = run_command("scripts/model_convert.py", "--weights", weights, "--output", tmp_path / "x.pt")
+        assert result.status == 0 and "410 of 410 tensors matched" in result.out, result.out
+        weights = tmp_path / "x.pt"
+    check_case(folder, weights, head, tmp_path / "out.npz", run_command)
+
+
 def test_released_dense_network(shared_dir: Path, tmp_path: Path, run_command: RunCommand) -> None:
     folder = shared_dir / "golden" / "checkpoints" / "vanilla_yolov5_visdrone"
     check_case(folder, folder / "checkpoint.pt", "dense", tmp_path / "out.npz", run_command)
 
 
-@pytest.mark.parametrize("name", ["yolov5s_v5.0_coco", "yolov5n_v6.1_coco"])
-def test_yolov5_coco_checkpoint_keeps_its_head(
+@pytest.mark.parametrize("name", ["yolov5s_v5.0_coco", "yolov5n_v6.1_coco", "yolov8n_coco", "yolov8s_coco"])
+def test_coco_checkpoint_keeps_its_head(
     shared_dir: Path, tmp_path: Path, run_command: RunCommand, name: str
 ) -> None:
     source = shared_dir / "weights" / f"{name}.pt"
@@ -135,16 +149,20 @@ def test_yolov5_coco_checkpoint_as_initialisation(
         "esod_tinyperson_yolov5m",
         "esod_uavdt_yolov5m",
         "vanilla_visdrone_yolov5m",
+        "esod_visdrone_retinanet",
+        "vanilla_visdrone_retinanet",
     ],
 )
 def test_every_key_of_the_released_models_has_a_place(shared_dir: Path, name: str) -> None:
     """Names and shapes of the published checkpoints, UAVDT's SPP seeker among them."""
     listed = json.loads((shared_dir / "golden" / "checkpoints" / "keys" / f"{name}.json").read_text())
     state = {key: torch.zeros(shape) for key, shape in listed["state_dict"].items()}
-    renamed, left_over = rename_released(state)
+    layout = RETINANET if "retinanet" in name else YOLOV5
+    renamed, left_over = rename_released(state, layout)
     assert left_over == []
     seeker = "spp" if "uavdt" in name else "none" if "vanilla" in name else "conv"
     config = ModelConfig(
+        family=layout.family,
         depth=listed["depth_multiple"],
         width=listed["width_multiple"],
         num_classes=listed["num_classes"],
@@ -153,7 +171,7 @@ def test_every_key_of_the_released_models_has_a_place(shared_dir: Path, name: st
     )
     with torch.device("meta"):
         model = build_model(config)
-    target = {key: tuple(value.shape) for key, value in model.state_dict().items() if key != "head.anchors"}
+    target = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     assert {key: tuple(value.shape) for key, value in renamed.items()} == target
     assert sum(p.numel() for p in model.parameters()) == listed["parameters"]
 
@@ -173,5 +191,5 @@ def test_another_family_is_refused_by_name() -> None:
         state_dict=state, yaml={}, names=["a"], bn_eps=1e-3, strides=[8.0, 16.0, 32.0], extra={},
         activation="SiLU", activations={"SiLU": 1}, num_parameters=0,
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"not YOLOv5's"):
+    with pytest.raises(CheckpointError, match="none of those that can be converted"):
         config_of_released(network)
