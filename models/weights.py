@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from models.build import build_model
@@ -75,16 +76,22 @@ def model_from_weights(weights: Weights, where: str) -> ESOD:
     Raises:
         CheckpointError: a tensor is missing, superfluous or of another shape, with its name.
     """
-    model = build_model(weights.config)
-    report = match_state_dict(weights.state_dict, model.state_dict())
+    report = match_state_dict(weights.state_dict, expected_tensors(weights.config))
     missing = [key for key in report.missing if not key.endswith("num_batches_tracked")]
     if missing or report.unexpected or report.shape_mismatch:
         raise CheckpointError(
             f"{where} does not hold a complete detector: {report.summary()}\n"
             "An initialisation must be trained first (train.py --weights), or converted with --keep-head."
         )
+    model = build_model(weights.config)
     model.load_state_dict(weights.state_dict, strict=False)
     return model.eval()
+
+
+def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
+    """Names and shapes of a network's state dict, without memory for values: a file may describe any size."""
+    with torch.device("meta"):
+        return build_model(config).state_dict()
 
 
 def initialise(model: ESOD, weights: Weights) -> MatchReport:

@@ -14,8 +14,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from models.build import build_model
-from models.weights import Weights, read_weights
+from models.weights import Weights, expected_tensors, read_weights
 from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, sha256_of, strip_checkpoint
 from utils.cli import Parser, probability, run_main
 from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig, config_to_dict
@@ -27,7 +26,7 @@ def main() -> None:
     source = read_weights(args.weights)
     config = esod_config(source.config) if is_plain(source.config) and not args.keep_head else source.config
     weights = Weights(config, source.state_dict, source.left_over)
-    report = match_state_dict(weights.state_dict, build_model(config).state_dict())
+    report = match_state_dict(weights.state_dict, expected_tensors(config))
     print(describe(config))
     print(report.summary())
     if source.left_over:
