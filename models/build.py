@@ -9,6 +9,7 @@ from torch import nn
 
 from models.backbones.base import Backbone
 from models.backbones.cspnext import build_rtmdet
+from models.backbones.gpvit import build_gpvit
 from models.backbones.resnet import build_retinanet
 from models.backbones.yolov5 import build_yolov5
 from models.backbones.yolov8 import build_yolov8
@@ -24,6 +25,7 @@ FAMILIES: dict[str, Callable[[ModelConfig], Backbone]] = {
     "yolov8": build_yolov8,
     "retinanet": build_retinanet,
     "rtmdet": build_rtmdet,
+    "gpvit": build_gpvit,
 }
 
 

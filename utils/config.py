@@ -77,10 +77,33 @@ class HeadConfig:
 
 
 @dataclass(frozen=True)
+class GPViTConfig:
+    """Size of a GPViT body (arXiv 2212.06795); the defaults are GPViT-L1."""
+
+    channels: int = 216
+    heads: int = 12
+    """Of the local blocks, half along columns and half along rows; group propagation has half as many."""
+    group_tokens: list[int] = field(default_factory=lambda: [64, 32, 32, 16])
+    """Group tokens of each stage; a stage is a local block, a group-propagation block and a local block."""
+    window: int = 2
+    """Width in stride-8 cells of the stripes that attention is local to, and side of the blocks that are dropped."""
+    ffn_ratio: float = 4.0
+    """Hidden channels of the feed-forward parts / channels."""
+    stem_convs: int = 0
+    """3×3 convolutions at stride 2 of the stem, behind its first one."""
+    position_grid: int = 28
+    """Side of the learned positional embedding: 224 / 8, from the classifiers' image size."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last block in training, less before it."""
+    neck_channels: int = 192
+    """Of every pyramid level."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything needed to build the network."""
 
-    family: Literal["yolov5", "yolov8", "retinanet", "rtmdet"] = "yolov5"
+    family: Literal["yolov5", "yolov8", "retinanet", "rtmdet", "gpvit"] = "yolov5"
     depth: float = 0.33
     width: float = 0.5
     body: Literal["v5.0", "v6"] = "v5.0"
@@ -97,6 +120,8 @@ class ModelConfig:
     """Pooling sizes of the v5.0 body's SPP: 3, 5, 7 in ESOD, 5, 9, 13 in plain YOLOv5 v5.0."""
     bn_eps: float = 1e-5
     """BatchNorm epsilon: 1e-5 in ESOD, 1e-3 in YOLOv5's own files."""
+    gpvit: GPViTConfig = field(default_factory=GPViTConfig)
+    """Size of a GPViT body; other families ignore it."""
     num_classes: int = 80
     names: list[str] = field(default_factory=list)
     """Class names; empty: "0", "1", …"""
