@@ -4,7 +4,8 @@ Unlike models/assign.py it looks at the predictions: an object is given to the p
 class and by box together. Everything here is about pairs (object, position) with the position near the object, so
 memory grows with the objects' area in grid steps, never with objects × positions. No loss: see models/losses/distance.py.
 
-α = 0.5, β = 6, ten positions per object and complete IoU are YOLOv8's published choices (the paper: 1, 6, 13 and IoU).
+α = 0.5, β = 6 and ten positions per object are YOLOv8's published choices (the paper: 1, 6, 13). The overlap is the paper's
+plain IoU: YOLOv8's complete IoU, cut off at 0, is 0 for many a first guess about an object of a few pixels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from models.assign import PatchTargets
-from models.iou import complete_iou
+from models.iou import plain_iou
 from models.levels import LevelOutput
 
 SCORE_POWER = 0.5
@@ -83,8 +84,8 @@ def assign_aligned(
     """Positive positions and their target scores.
 
     Of its candidates of all levels an object takes the `POSITIONS_PER_OBJECT` with the largest t = s^α·u^β (paper
-    section 3.2), s being the predicted probability of its class and u the complete IoU of the predicted box with it, at
-    least 0. A position that several objects take goes to the one with the largest u, to the first of them on a tie. The
+    section 3.2), s being the predicted probability of its class and u the IoU of the predicted box with it.
+    A position that several objects take goes to the one with the largest u, to the first of them on a tie. The
     target score is t scaled such that an object's largest is its largest u.
 
     Where u is 0 at all its positions an object's scores are 0: they are background until a box reaches the object.
@@ -97,7 +98,7 @@ def assign_aligned(
     """
     target, position = pairs
     wanted = torch.cat((targets.xy_px, targets.wh_px), dim=1)[target]
-    overlap = complete_iou(cxcywh_px, wanted).clamp(min=0)
+    overlap = plain_iou(cxcywh_px, wanted)
     log_t = log_alignment(class_prob, overlap)
 
     chosen = top_of_each(target, log_t, POSITIONS_PER_OBJECT)

@@ -12,8 +12,8 @@ from models.assign import targets_in_patches
 from models.esod import ESODOutput
 from models.losses.anchor import AnchorLoss
 from models.losses.base import HeadLoss, Mean, Term
-from models.losses.distance import DistanceLoss
 from models.losses.centre import CentreLoss
+from models.losses.distance import DistanceLoss
 from models.losses.heatmap import cell_weights, focal_dice_loss, weighted_bce_loss
 from models.slicer import STRIDE
 from utils.config import HypConfig, ModelConfig

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.build import build_model
-from models.convert_foreign import convert_checkpoint
+from models.convert.checkpoint import convert_checkpoint
 from models.esod import ESOD
 from utils.checkpoint import (
     CheckpointError,

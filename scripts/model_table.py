@@ -122,7 +122,9 @@ def build_parser() -> Parser:
     """The parser of this script."""
     parser = Parser("Write the table of models: parameters and GFLOPs of every models/cfg/*.yaml.")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
-    parser.add_argument("--page", type=Path, metavar="MD", help="put the table between the markers of this page")
+    parser.add_argument(
+        "--page", type=Path, metavar="MD", help="put the table between the markers of this page"
+    )
     parser.add_argument(
         "--img-size", type=image_size, default=(864, 1536), metavar="N", help="side, or HEIGHTxWIDTH"
     )

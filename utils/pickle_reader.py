@@ -2,7 +2,7 @@
 
 ``read_pickled_checkpoint`` gives the file's contents with inert records for objects, ``extract_network`` the
 plain parts of the network in them. What the layers compute, and which of our layers they are, is not known
-here (see ``models.convert``). Not for our own checkpoints: see ``utils.checkpoint``.
+here (see ``models.convert.networks``). Not for our own checkpoints: see ``utils.checkpoint``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """State dicts in the files of other software (torchvision, OpenMMLab, …), read without executing anything in them.
 
-What the names in one mean is not known here (see ``models.convert_foreign``). Whole pickled networks, as of YOLOv5 and
+What the names in one mean is not known here (see ``models.convert.checkpoint``). Whole pickled networks, as of YOLOv5 and
 the released ESOD, are ``utils.pickle_reader``'s matter; its reading of bytes, its allow-list and limits are used here.
 """
 

@@ -1,7 +1,7 @@
 """CSPNeXt bodies and necks of RTMDet (arXiv 2212.07784, section 3.1), cut after stride 8 into stem and deep part.
 
 Parameter names inside a block (`main_conv`, `blocks.0.conv2.depthwise_conv`, …) are those of the published files, so
-that converting one is a matter of renaming prefixes only (see models/convert_rtmdet.py).
+that converting one is a matter of renaming prefixes only (see models/convert/rtmdet.py).
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ TINY: dict[str, dict[str, Any]] = {
     "yolov8n": {"width": 0.125},
     "yolov8m-anchor": {"depth": 0.33, "width": 0.125},
     "retinanet": {"width": 0.125},
+    "rtmdet_tiny": {"width": 0.125},
+    "gpvit": {"depth": 0.25, "width": 0.25},
 }
 """Name of the configuration → what makes it tiny."""
 STEPS_PER_EPOCH, EPOCHS = 4, 8
@@ -79,4 +81,7 @@ def epoch_losses(path: Path) -> list[float]:
     """Sum of the training losses of each epoch."""
     with path.open(encoding="utf-8", newline="") as stream:
         rows = [{key.strip(): value for key, value in row.items()} for row in csv.DictReader(stream)]
-    return [sum(float(v) for k, v in row.items() if k.startswith("train/") and k.endswith("_loss")) for row in rows]
+    return [
+        sum(float(v) for k, v in row.items() if k.startswith("train/") and k.endswith("_loss"))
+        for row in rows
+    ]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchvision.ops import complete_box_iou
+from torchvision.ops import box_iou, complete_box_iou
 
 from models.assign import PatchTargets
 from models.assign_aligned import LevelGrid
@@ -51,6 +51,11 @@ def corners(cxcywh: list[float]) -> Tensor:
 
 
 def overlap_of(first: list[float], second: list[float]) -> float:
+    """IoU of two boxes (cx, cy, w, h), by torchvision."""
+    return box_iou(corners(first), corners(second)).item()
+
+
+def complete_overlap_of(first: list[float], second: list[float]) -> float:
     """Complete IoU of two boxes (cx, cy, w, h), by torchvision."""
     return complete_box_iou(corners(first), corners(second)).item()
 
@@ -73,7 +78,7 @@ def reference_assignment(
     for n, (patch, label) in enumerate(zip(targets.patch.tolist(), targets.label.tolist(), strict=True)):
         near = [m for m, place in enumerate(places) if is_candidate(place, patch, boxes[n])]
         for m in near:
-            u[n, m] = max(overlap_of(predicted[m], boxes[n]), 0.0)
+            u[n, m] = overlap_of(predicted[m], boxes[n])
             t[n, m] = prob[m][label] ** 0.5 * u[n, m] ** 6
         for m in sorted(near, key=lambda m, n=n: (-t[n, m], m))[:10]:
             wishes.setdefault(m, []).append(n)
@@ -104,7 +109,7 @@ def reference_sums(
     for m, (n, score) in found.items():
         (x, y), (w, h) = targets.xy_px[n].tolist(), targets.wh_px[n].tolist()
         place = places[m]
-        sums["box"] += score * (1 - overlap_of(predicted[m], [x, y, w, h]))
+        sums["box"] += score * (1 - complete_overlap_of(predicted[m], [x, y, w, h]))
         sides_px = [place.x - x + w / 2, place.y - y + h / 2, x + w / 2 - place.x, y + h / 2 - place.y]
         for side_px, side in zip(sides_px, share[m], strict=True):
             d = min(max(side_px / place.stride, 0.0), bins - 1 - 0.01)

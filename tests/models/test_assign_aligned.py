@@ -24,7 +24,7 @@ from models.assign_aligned import (
     target_scores,
     top_of_each,
 )
-from models.iou import complete_iou
+from models.iou import plain_iou
 from models.levels import LevelOutput, all_positions
 from models.slicer import Patches
 from tests.models.aligned_reference import all_places, crowd, grids_of, is_candidate, reference_assignment
@@ -171,7 +171,7 @@ def test_only_the_ten_best_positions() -> None:
     boxes = {cell: (28.0, 28.0, 20.0 + i / 2, 32.0) for i, cell in enumerate(cells)}
     found = assign(objects([box]), boxes)
     assert found.position.tolist() == cells[5:]
-    best = complete_iou(torch.tensor([boxes[cells[-1]]]), torch.tensor([box])).item()
+    best = plain_iou(torch.tensor([boxes[cells[-1]]]), torch.tensor([box])).item()
     assert found.score[-1].item() == pytest.approx(best) and found.score.max() == found.score[-1]
     assert found.score.tolist() == sorted(found.score.tolist())
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from models.backbones.gpvit import TokenBlocks, bicubic_weights, build_gpvit
 from models.backbones.gpvit_blocks import DropPath, GroupPropagationBlock, LocalBlock
 from models.backbones.kept_tokens import KeptTokens, attend
-from models.convert_gpvit import gpvit_config_of, is_gpvit, rename_gpvit
+from models.convert.gpvit import gpvit_config_of, is_gpvit, rename_gpvit
 from models.layers import Conv
 from models.slicer import whole_map
 from tests.models.gpvit_reference import State, published_state, reference_stem, reference_tokens

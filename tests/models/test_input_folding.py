@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm, fold_into_bias
+from models.convert.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm, fold_into_bias
 
 MEAN, STD = (0.3, 0.55, 0.7), (0.2, 0.4, 0.15)
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from models.build import build_model
-from models.convert_foreign import convert_state_dict
-from models.convert_rtmdet import is_openmmlab_rtmdet, openmmlab_rtmdet_config, rename_openmmlab_rtmdet
+from models.convert.checkpoint import convert_state_dict
+from models.convert.rtmdet import is_openmmlab_rtmdet, openmmlab_rtmdet_config, rename_openmmlab_rtmdet
 from models.esod import ESOD
 from models.slicer import whole_map
 from models.weights import initialise, read_weights

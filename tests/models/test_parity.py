@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from models.build import build_model
-from models.convert import RETINANET, YOLOV5, config_of_released, rename_released
+from models.convert.networks import RETINANET, YOLOV5, config_of_released, rename_released
 from models.weights import read_weights
 from tests.conftest import ROOT, RunCommand
 from utils.checkpoint import CheckpointError, load_checkpoint

@@ -9,8 +9,8 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from models.build import build_model
-from models.convert_torchvision import is_torchvision, rename_torchvision, torchvision_config
-from models.input_folding import IMAGENET_MEAN, IMAGENET_STD
+from models.convert.input_folding import IMAGENET_MEAN, IMAGENET_STD
+from models.convert.torchvision import is_torchvision, rename_torchvision, torchvision_config
 from models.slicer import whole_map
 from utils.checkpoint import CheckpointError
 from utils.config import ModelConfig

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from models.build import build_model
-from models.convert import RTMDET, config_of_released, layout_of, rename_released
+from models.convert.networks import RTMDET, config_of_released, layout_of, rename_released
 from models.esod import ESOD
 from models.weights import read_weights
 from tests.conftest import ROOT, RunCommand

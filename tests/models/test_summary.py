@@ -57,7 +57,9 @@ def test_layers_add_up() -> None:
 
 
 def test_the_command_prints_the_table(root, capsys: pytest.CaptureFixture[str]) -> None:  # type: ignore[no-untyped-def]
-    main(["--cfg", str(root / "models/cfg/yolov5s.yaml"), "--img-size", "256x320", "--kept", "0.5", "--layers"])
+    main(
+        ["--cfg", str(root / "models/cfg/yolov5s.yaml"), "--img-size", "256x320", "--kept", "0.5", "--layers"]
+    )
     out = capsys.readouterr().out
     assert "13,652,424 parameters" in out and "input 256×320" in out
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line}

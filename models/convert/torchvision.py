@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
+from models.convert.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
 from utils.checkpoint import CheckpointError
 from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
 
@@ -68,7 +68,7 @@ def torchvision_config(state: Mapping[str, Tensor]) -> ModelConfig:
 
 
 def rename_torchvision(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """torchvision's names as this project's, normalisation folded; returns the tensors and the keys left over."""
+    """Torchvision's names as this project's, normalisation folded; returns the tensors and the keys left over."""
     renamed: dict[str, Tensor] = {}
     left_over = []
     for key, tensor in state.items():

@@ -3,7 +3,7 @@
 Takes a state dict that somebody else has read: of a detector (body and neck land here; its last convolutions per level
 and its head are left over) or of an ImageNet classifier (the body lands). The input normalisation of these networks is
 folded into the first convolution, so the result takes RGB in 0–1 as every model here does. Whole pickled networks of
-the released ESOD are `models.convert`'s matter.
+the released ESOD are `models.convert.networks`'s matter.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from models.backbones.cspnext import CHANNELS, NECK_REPEATS, REPEATS
-from models.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
+from models.convert.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
 from models.layers import scale_channels, scale_repeats
 from utils.checkpoint import CheckpointError
 from utils.config import ModelConfig

@@ -1,7 +1,7 @@
 """Foreign checkpoints of any kind as configuration and weights of this project: whose converter is the right one.
 
 It neither opens files nor builds modules; see `models.weights` for that. A family whose files are state dicts joins
-by one line in `STATE_DICTS`; those whose files are whole pickled networks are told apart in `models.convert`.
+by one line in `STATE_DICTS`; those whose files are whole pickled networks are told apart in `models.convert.networks`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from models.convert import config_of_released, layout_of, rename_released
-from models.convert_rtmdet import is_openmmlab_rtmdet, openmmlab_rtmdet_config, rename_openmmlab_rtmdet
-from models.convert_torchvision import is_torchvision, rename_torchvision, torchvision_config
+from models.convert.gpvit import gpvit_config, is_gpvit, rename_gpvit
+from models.convert.networks import config_of_released, layout_of, rename_released
+from models.convert.rtmdet import is_openmmlab_rtmdet, openmmlab_rtmdet_config, rename_openmmlab_rtmdet
+from models.convert.torchvision import is_torchvision, rename_torchvision, torchvision_config
 from utils.checkpoint import CheckpointError
 from utils.config import ModelConfig
 from utils.pickle_reader import extract_network
@@ -56,6 +57,7 @@ STATE_DICTS = (
     StateDictFamily(
         "torchvision's ResNet-50 and RetinaNet", is_torchvision, torchvision_config, rename_torchvision
     ),
+    StateDictFamily("GPViT", is_gpvit, gpvit_config, rename_gpvit),
     StateDictFamily(
         "OpenMMLab's CSPNeXt and RTMDet",
         is_openmmlab_rtmdet,

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from models.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
+from models.convert.input_folding import IMAGENET_MEAN, IMAGENET_STD, fold_before_batchnorm
 from utils.checkpoint import CheckpointError
-from utils.config import GPViTConfig
+from utils.config import GPViTConfig, ModelConfig
 
 HEADS = 12
 WINDOW = 2
@@ -69,6 +69,11 @@ def is_gpvit(state: Mapping[str, Tensor]) -> bool:
     """Whether these are the names of a GPViT body, alone or in a classifier or detector."""
     body = _body(state)
     return "patch_embed.projection.weight" in body and "layers.1.group_token" in body
+
+
+def gpvit_config(state: Mapping[str, Tensor]) -> ModelConfig:
+    """The detector to fill from a state dict for which `is_gpvit` holds; see `gpvit_config_of`."""
+    return ModelConfig(family="gpvit", depth=1.0, width=1.0, gpvit=gpvit_config_of(state))
 
 
 def gpvit_config_of(state: Mapping[str, Tensor]) -> GPViTConfig:
