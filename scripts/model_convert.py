@@ -1,11 +1,13 @@
-"""Turn a released checkpoint (ESOD, YOLOv5 v5.0) into this project's format, without executing it.
+"""Turn a checkpoint of other software into this project's format, without executing it.
 
     python scripts/model_convert.py --weights yolov5s.pt --output weights/pretrained/yolov5s.pt
     python scripts/model_convert.py --weights yolov5s.pt --output yolov5s_coco.pt --keep-head
+    python scripts/model_convert.py --weights rtmdet_s_8xb32-300e_coco.pth --output weights/pretrained/rtmdet_s.pt
 
 A released ESOD checkpoint becomes a complete detector. A plain YOLOv5 checkpoint becomes an initialisation
 for ESOD (body and neck; head and heatmap head are left to training) or, with --keep-head, the dense COCO
-detector that it is.
+detector that it is. Files of OpenMMLab (RTMDet, CSPNeXt) and torchvision (ResNet-50, RetinaNet) become
+initialisations too: of body and, where there is one, neck.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ def describe(config: ModelConfig) -> str:
 
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Convert a released checkpoint into this project's format; nothing in it is executed.")
-    parser.add_argument("--weights", required=True, metavar="PT", help="released checkpoint")
+    parser = Parser("Convert a checkpoint of other software into this project's format; nothing in it is executed.")
+    parser.add_argument("--weights", required=True, metavar="PT", help="released checkpoint, or OpenMMLab's or torchvision's file")
     parser.add_argument("--output", required=True, metavar="PT", help="file to write")
     parser.add_argument(
         "--keep-head",
