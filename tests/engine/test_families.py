@@ -25,6 +25,7 @@ TINY: dict[str, dict[str, Any]] = {
     "yolov8n": {"width": 0.125},
     "yolov8m-anchor": {"depth": 0.33, "width": 0.125},
     "retinanet": {"width": 0.125},
+    "gpvit": {"depth": 0.25, "width": 0.125},
 }
 """Name of the configuration → what makes it tiny."""
 STEPS_PER_EPOCH, EPOCHS = 4, 8
