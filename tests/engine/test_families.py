@@ -26,7 +26,7 @@ TINY: dict[str, dict[str, Any]] = {
     "yolov8m-anchor": {"depth": 0.33, "width": 0.125},
     "retinanet": {"width": 0.125},
     "rtmdet_tiny": {"width": 0.125},
-    "gpvit": {"depth": 0.25, "width": 0.25},
+    "gpvit": {"depth": 0.25, "width": 0.125},
 }
 """Name of the configuration → what makes it tiny."""
 STEPS_PER_EPOCH, EPOCHS = 4, 8
