@@ -33,12 +33,14 @@ class Weights:
         config: of the network the tensors belong to.
         state_dict: this project's keys; complete unless the file is an initialisation.
         left_over: keys of the source that have no place here.
+        left_over_values: how many numbers they hold.
         provenance: where the tensors come from, as plain data.
     """
 
     config: ModelConfig
     state_dict: dict[str, Tensor]
     left_over: list[str] = field(default_factory=list)
+    left_over_values: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
@@ -58,7 +60,10 @@ def read_weights(path: str | Path) -> Weights:
         converted = convert_checkpoint(checkpoint)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Weights(*converted, {"source": path.name, "sha256": sha256_of(path)})
+    provenance = {"source": path.name, "sha256": sha256_of(path), "license": converted.licence}
+    return Weights(
+        converted.config, converted.state_dict, converted.left_over, converted.left_over_values, provenance
+    )
 
 
 def own_weights(data: dict[str, Any], where: str) -> Weights:
@@ -68,9 +73,8 @@ def own_weights(data: dict[str, Any], where: str) -> Weights:
         raise CheckpointError(f"{where}: no {' and no '.join(missing)} in this checkpoint: it is incomplete")
     state = data.get("ema") or data["model"]
     state = {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-    return Weights(
-        config_from_dict(ModelConfig, data["config"]), state, [], dict(data.get("provenance") or {})
-    )
+    provenance = dict(data.get("provenance") or {})
+    return Weights(config_from_dict(ModelConfig, data["config"]), state, provenance=provenance)
 
 
 def model_from_weights(weights: Weights, where: str) -> ESOD:

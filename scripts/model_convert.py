@@ -1,13 +1,14 @@
 """Turn a checkpoint of other software into this project's format, without executing it.
 
     python scripts/model_convert.py --weights yolov5s.pt --output weights/pretrained/yolov5s.pt
-    python scripts/model_convert.py --weights yolov5s.pt --output yolov5s_coco.pt --keep-head
-    python scripts/model_convert.py --weights rtmdet_s_8xb32-300e_coco.pth --output weights/pretrained/rtmdet_s.pt
+    python scripts/model_convert.py --weights yolov8s.pt --output yolov8s_coco.pt --keep-head
+    python scripts/model_convert.py --model retinanet
 
-A released ESOD checkpoint becomes a complete detector. A plain YOLOv5 checkpoint becomes an initialisation
-for ESOD (body and neck; head and heatmap head are left to training) or, with --keep-head, the dense COCO
-detector that it is. Files of OpenMMLab (RTMDet, CSPNeXt) and torchvision (ResNet-50, RetinaNet) become
-initialisations too: of body and, where there is one, neck.
+A released ESOD checkpoint becomes a complete detector. A plain YOLOv5 or YOLOv8 checkpoint becomes an initialisation
+for ESOD (what is new is left to training) or, with --keep-head, the dense COCO detector that it is. Files of torchvision
+(ResNet-50, RetinaNet), OpenMMLab (CSPNeXt, RTMDet) and GPViT become initialisations of body and, where there is one,
+neck. With --model alone the published file is looked for in weights/pretrained/ under its own name, and the result is
+written there as MODEL.pt. The file written says where it comes from: name, sha256 and licence of the source.
 """
 
 from __future__ import annotations
@@ -16,42 +17,100 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from models.weights import Weights, expected_tensors, read_weights
-from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, sha256_of, strip_checkpoint
+from models.weights import expected_tensors, read_weights
+from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, strip_checkpoint
 from utils.cli import Parser, probability, run_main
-from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig, config_to_dict
+from utils.config import (
+    ConfigError,
+    HeadConfig,
+    ModelConfig,
+    SeekerConfig,
+    SlicerConfig,
+    config_to_dict,
+    load_config,
+)
+from utils.published import PRETRAINED, published_file
+
+SHOWN_KEYS = 8
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def main() -> None:
     """Parse the command line and convert."""
-    args = build_parser().parse_args()
-    source = read_weights(args.weights)
+    parser = build_parser()
+    args = parser.parse_args()
+    if args.model is None and (args.weights is None or args.output is None):
+        parser.error("give --weights and --output, or --model for the paths in weights/pretrained/")
+    weights, output = paths(args.model, args.weights, args.output)
+    source = read_weights(weights)
+    print(f"{weights}: {describe(source.config)}")
+    check_model(args.model, source.config)
     config = esod_config(source.config) if is_plain(source.config) and not args.keep_head else source.config
-    weights = Weights(config, source.state_dict, source.left_over)
-    report = match_state_dict(weights.state_dict, expected_tensors(config))
-    print(describe(config))
+    report = match_state_dict(source.state_dict, expected_tensors(config))
+    if config != source.config:
+        print(f"becomes an initialisation of {describe(config)}")
     print(report.summary())
     if source.left_over:
-        print(f"  keys of the source with no place here: {', '.join(source.left_over)}")
-    taken = sum(weights.state_dict[name].numel() for name in report.matched)
-    share = taken / max(sum(tensor.numel() for tensor in weights.state_dict.values()), 1)
+        shown = ", ".join(source.left_over[:SHOWN_KEYS]) + (
+            " …" if len(source.left_over) > SHOWN_KEYS else ""
+        )
+        print(f"  {len(source.left_over)} keys of the source have no place here: {shown}")
+    taken = sum(source.state_dict[name].numel() for name in report.matched)
+    whole = sum(tensor.numel() for tensor in source.state_dict.values()) + source.left_over_values
+    share = taken / max(whole, 1)
     print(f"{share:.1%} of the source's numbers are used")
     if share < args.min_match:
         raise CheckpointError(
-            f"{args.weights}: only {share:.1%} matched, less than --min-match {args.min_match:.0%}"
+            f"{weights}: only {share:.1%} matched, less than --min-match {args.min_match:.0%}; nothing was written"
         )
     content = {
         "config": config_to_dict(config),
         "names": config.names,
-        "model": {name: weights.state_dict[name] for name in report.matched},
-        "provenance": {
-            "source": Path(args.weights).name,
-            "sha256": sha256_of(args.weights),
-            "license": "as the source's: weights keep the licence of the file they come from",
-        },
+        "model": {name: source.state_dict[name] for name in report.matched},
+        "provenance": source.provenance,
     }
-    save_checkpoint(args.output, strip_checkpoint(content))
-    print(f"written: {args.output}")
+    save_checkpoint(output, strip_checkpoint(content))
+    print(f"licence of the source: {source.provenance.get('license', 'unknown')}")
+    print(f"written: {output}")
+
+
+def paths(model: str | None, weights: Path | None, output: Path | None) -> tuple[Path, Path]:
+    """File to read and file to write; those that are not given follow from the model.
+
+    Raises:
+        CheckpointError: there is no published file of the model where it is looked for, or it would be overwritten.
+    """
+    if weights is None:
+        weights = published_file(str(model), PRETRAINED)
+    if output is None:
+        output = PRETRAINED / f"{model}.pt"
+    if output.exists() and weights.exists() and output.samefile(weights):
+        raise CheckpointError(f"{output} is the file to read: give another --output, the source is kept")
+    return weights, output
+
+
+def check_model(model: str | None, config: ModelConfig) -> None:
+    """Refuse a file that is not of the family, or not of the model of models/cfg, that it is said to be.
+
+    Raises:
+        CheckpointError: with what it is.
+        ConfigError: there is no such model.
+    """
+    if model is None or model == config.family:
+        return
+    path = ROOT / "models" / "cfg" / f"{model}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
+        raise ConfigError(
+            f"--model {model}: neither the family of this file ({config.family}) nor one of {known}"
+        )
+    wanted = load_config(ModelConfig, path)
+    fields = ("family", "body", "width") if wanted.family == "yolov5" else ("family", "width")
+    for name in fields:
+        if getattr(wanted, name) != getattr(config, name):
+            raise CheckpointError(
+                f"--model {model} has {name} {getattr(wanted, name)}, the file {getattr(config, name)}: it is another model's"
+            )
 
 
 def is_plain(source: ModelConfig) -> bool:
@@ -78,13 +137,26 @@ def describe(config: ModelConfig) -> str:
 
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Convert a checkpoint of other software into this project's format; nothing in it is executed.")
-    parser.add_argument("--weights", required=True, metavar="PT", help="released checkpoint, or OpenMMLab's or torchvision's file")
-    parser.add_argument("--output", required=True, metavar="PT", help="file to write")
+    parser = Parser(
+        "Convert a checkpoint of other software into this project's format; nothing in it is executed."
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="family (yolov5, retinanet, …) or model of models/cfg that the file must be of; also sets the paths that are not given: the published file in "
+        "weights/pretrained/, written beside it as MODEL.pt, where train.py looks for it",
+    )
+    parser.add_argument(
+        "--weights",
+        type=Path,
+        metavar="PT",
+        help="checkpoint: of ESOD, YOLOv5, YOLOv8, torchvision, OpenMMLab or GPViT",
+    )
+    parser.add_argument("--output", type=Path, metavar="PT", help="file to write")
     parser.add_argument(
         "--keep-head",
         action="store_true",
-        help="plain YOLOv5 only: keep its own head and classes, as a dense detector (test it with --slicer none)",
+        help="plain YOLOv5 or YOLOv8: keep its own head and classes, as a dense detector (test it with --slicer none)",
     )
     parser.add_argument(
         "--min-match",

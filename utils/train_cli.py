@@ -16,9 +16,7 @@ from utils.cli import (
     probability,
 )
 from utils.config import ConfigError
-
-PRETRAINED = Path("weights") / "pretrained"
-"""Folder of initial weights, one file per model: ``yolov5m.pt`` for ``models/cfg/yolov5m.yaml``."""
+from utils.published import PRETRAINED
 
 LATEST = "latest"
 """Value of ``--resume`` given without a checkpoint."""

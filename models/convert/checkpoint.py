@@ -30,11 +30,15 @@ class Converted(NamedTuple):
         config: of the network the tensors belong to.
         state_dict: this project's keys; of a state dict without our head an initialisation only.
         left_over: keys of the source that have no place here.
+        left_over_values: how many numbers they hold.
+        licence: what the publisher says of such files, for the record; never advice.
     """
 
     config: ModelConfig
     state_dict: dict[str, Tensor]
     left_over: list[str]
+    left_over_values: int
+    licence: str
 
 
 class StateDictFamily(NamedTuple):
@@ -42,12 +46,14 @@ class StateDictFamily(NamedTuple):
 
     Attributes:
         title: for messages.
+        licence: see `Converted`.
         recognises: whether a state dict is of this kind, by its names alone.
         config: of the network it belongs to; may raise `CheckpointError`.
         rename: its tensors under this project's names, and the keys left over; may raise `CheckpointError`.
     """
 
     title: str
+    licence: str
     recognises: Callable[[Mapping[str, Tensor]], bool]
     config: Callable[[Mapping[str, Tensor]], ModelConfig]
     rename: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], list[str]]]
@@ -55,11 +61,22 @@ class StateDictFamily(NamedTuple):
 
 STATE_DICTS = (
     StateDictFamily(
-        "torchvision's ResNet-50 and RetinaNet", is_torchvision, torchvision_config, rename_torchvision
+        "torchvision's ResNet-50 and RetinaNet",
+        "torchvision: BSD-3-Clause code; trained on ImageNet or COCO, whose terms may apply",
+        is_torchvision,
+        torchvision_config,
+        rename_torchvision,
     ),
-    StateDictFamily("GPViT", is_gpvit, gpvit_config, rename_gpvit),
+    StateDictFamily(
+        "GPViT",
+        "GPViT's authors state none; trained on ImageNet, whose terms may apply",
+        is_gpvit,
+        gpvit_config,
+        rename_gpvit,
+    ),
     StateDictFamily(
         "OpenMMLab's CSPNeXt and RTMDet",
+        "OpenMMLab: Apache-2.0; trained on ImageNet or COCO, whose terms may apply",
         is_openmmlab_rtmdet,
         openmmlab_rtmdet_config,
         rename_openmmlab_rtmdet,
@@ -77,7 +94,11 @@ def convert_checkpoint(checkpoint: dict[Any, Any]) -> Converted:
     if state is not None:
         return convert_state_dict(state)
     network = extract_network(checkpoint)
-    return Converted(config_of_released(network), *rename_released(network.state_dict, layout_of(network)))
+    config = config_of_released(network)
+    renamed, left_over = rename_released(network.state_dict, layout_of(network))
+    return Converted(
+        config, renamed, left_over, _values(network.state_dict, left_over), network_licence(config)
+    )
 
 
 def convert_state_dict(state: Mapping[str, Tensor]) -> Converted:
@@ -88,9 +109,24 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> Converted:
     """
     for family in STATE_DICTS:
         if family.recognises(state):
-            return Converted(family.config(state), *family.rename(state))
+            config = family.config(state)
+            renamed, left_over = family.rename(state)
+            return Converted(config, renamed, left_over, _values(state, left_over), family.licence)
     names = ", ".join(list(state)[:SHOWN_NAMES])
     titles = "; ".join(family.title for family in STATE_DICTS)
     raise CheckpointError(
         f"a state dict of {len(state)} tensors ({names}, …) is of none of the kinds that can be converted: {titles}"
     )
+
+
+def network_licence(config: ModelConfig) -> str:
+    """What is known of the licence of whole pickled networks; see `Converted`."""
+    if config.family == "yolov8":
+        return "YOLOv8's files: AGPL-3.0"
+    if config.head.kind == "single":
+        return "YOLOv5's files: GPL-3.0 up to release v7.0 of 2022, AGPL-3.0 since"
+    return "released with ESOD's code: GPL-3.0; trained on a dataset whose terms may apply"
+
+
+def _values(state: Mapping[str, Tensor], keys: list[str]) -> int:
+    return sum(state[key].numel() for key in keys)
