@@ -48,7 +48,7 @@ MAX_PARAMETERS = 2**30
 
 
 def read_pickled_checkpoint(path: str | Path) -> dict[Any, Any]:
-    """Read a foreign ``.pt`` file, of any PyTorch since 0.4; objects in it come back as ``PickledObject``, tensors as CPU tensors.
+    """Read a foreign ``.pt`` file, today's form or that before PyTorch 1.6; objects in it come back as ``PickledObject``, tensors as CPU tensors.
 
     Returns:
         The file's top-level dict (``epoch``, ``model``, ``ema``, …). Tensors keep dtype and shape.
