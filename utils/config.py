@@ -85,13 +85,13 @@ class ModelConfig:
     width: float = 0.5
     body: Literal["v5.0", "v6"] = "v5.0"
     """Release of YOLOv5 whose body it is: v5.0 begins with Focus, v6 with a 6×6 convolution."""
-    transformer: bool = False
-    """Last C3 with transformer blocks, in which the patches of an image look at each other; YOLOv5 family only."""
     seeker: SeekerConfig = field(default_factory=SeekerConfig)
     slicer: SlicerConfig = field(default_factory=SlicerConfig)
     head: HeadConfig = field(default_factory=HeadConfig)
     spp_kernels: list[int] = field(default_factory=lambda: [3, 5, 7])
     """Pooling sizes of the v5.0 body's SPP: 3, 5, 7 in ESOD, 5, 9, 13 in plain YOLOv5 v5.0."""
+    transformer: bool = False
+    """Last C3 with transformer blocks, in which the patches of an image look at each other; YOLOv5 family only."""
     bn_eps: float = 1e-5
     """BatchNorm epsilon: 1e-5 in ESOD, 1e-3 in YOLOv5's own files."""
     num_classes: int = 80
@@ -109,13 +109,13 @@ class ModelConfig:
                 "sparse head: needs a model with a heatmap head and a head of 3×3 convolutions (any but head.kind "
                 "'single'); use --head dense"
             )
+        if self.names and len(self.names) != self.num_classes:
+            raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
         if self.transformer and self.family != "yolov5":
             raise ConfigError(
                 f"transformer: true is for family 'yolov5' only, whose last C3 it changes; this is family {self.family!r}: "
                 "leave it out"
             )
-        if self.names and len(self.names) != self.num_classes:
-            raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
 
 
 @dataclass(frozen=True)
