@@ -15,13 +15,13 @@ import time
 from engine.inference import Detector, load_model
 from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural
-from utils.config import ConfigError
 from utils.detect_cli import parse_detect_options
 from utils.detection_output import DetectionOutput, DetectionSummary, OutputOptions, count_classes
 from utils.logger import get_logger
 from utils.results import PredictionLike
 from utils.runs import new_run_dir
 from utils.sources import Frame, Source, open_source
+from utils.typed_data import ConfigError
 
 INTERRUPTED = 130
 

@@ -22,7 +22,7 @@ from evaluate.official import OfficialSplit
 from models.decode import PostprocessConfig
 from models.esod import ESODOutput
 from utils.cli import model_overrides, run_main
-from utils.config import ConfigError, DatasetConfig, load_config
+from utils.config import DatasetConfig
 from utils.data import Batch
 from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, read_environment
 from utils.environment import environment_report
@@ -32,6 +32,7 @@ from utils.results import Detections
 from utils.runs import new_run_dir
 from utils.splits import dataset_root, resolve_split
 from utils.test_cli import parse_test_options, thresholds
+from utils.typed_data import ConfigError, load_config
 
 
 def main() -> None:

@@ -12,11 +12,12 @@ from engine.setup import TrainingRun, build_run, save_options
 from engine.state import read_resumable
 from engine.training import fit
 from utils.cli import model_overrides, run_main
-from utils.config import HypConfig, ModelOverrides, TrainConfig, config_from_dict, load_config
+from utils.config import HypConfig, ModelOverrides, TrainConfig
 from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, select_device
 from utils.logger import get_logger
 from utils.runs import LAST_CHECKPOINT, latest_run, new_run_dir
 from utils.train_cli import LATEST, build_train_parser, initial_weights
+from utils.typed_data import config_from_dict, load_config
 
 HYP_FLAGS = ("label_smoothing", "train_patches")
 """Flags that replace a value of the hyp file."""

@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from engine.outputs import true_boxes
-from utils.config import ConfigError, DatasetConfig, HypConfig, TrainConfig
+from utils.config import DatasetConfig, HypConfig, TrainConfig
 from utils.data import Batch, DetectionDataset, build_loader, image_weights, resolve_split
 from utils.dist import SINGLE, DistInfo, main_process_first
 from utils.mosaic import mosaic_picture
+from utils.typed_data import ConfigError
 
 
 class TrainingData(NamedTuple):

@@ -21,16 +21,12 @@ from models.weights import Weights, initialise, read_weights
 from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
 from utils.config import (
     Anchors,
-    ConfigError,
     DatasetConfig,
     HypConfig,
     ModelConfig,
     ModelOverrides,
     SeekerConfig,
     TrainConfig,
-    config_from_dict,
-    config_to_dict,
-    load_config,
 )
 from utils.data import (
     Batch,
@@ -51,6 +47,7 @@ from utils.optim import (
     scaled_weight_decay,
 )
 from utils.sampling import EpochBatchSampler
+from utils.typed_data import ConfigError, config_from_dict, config_to_dict, load_config
 
 BATCH_PICTURES = 3
 

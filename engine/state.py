@@ -20,9 +20,9 @@ from utils.checkpoint import (
     save_checkpoint,
     strip_checkpoint,
 )
-from utils.config import config_to_dict
 from utils.logger import get_logger
 from utils.optim import load_optimizer_state
+from utils.typed_data import config_to_dict
 
 RESUME_KEYS = (
     "epoch", "config", "train", "hyp", "overrides", "model", "ema", "ema_updates", "optimizer", "scaler", "stopping",

@@ -22,7 +22,7 @@ steps at strides 8 and 16: a 3×3 head sees such an object, and nearly all small
 
 
 TINY = 1e-9
-"""Instead of a zero sum of sides: such a box has radius 0."""
+"""Stands in for a sum of sides that is zero: such a box has radius 0."""
 
 
 @dataclass
@@ -71,15 +71,13 @@ def assign_centres(targets: PatchTargets, stride: int, grid_hw: tuple[int, int])
 def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
     """How far both corners of a box may be off (in x and in y) so that its IoU stays at least min_overlap.
 
-    CornerNet's rule (arXiv 1808.01244, section 3.2), the least of three radii r of a box w×h with t = min_overlap:
+    CornerNet's rule (arXiv 1808.01244, section 3.2). Of its three ways, both corners moving the same way, both outwards
+    or both inwards, the last is always the strictest: (w−2r)(h−2r) / wh = t, so 4r² − 2(w+h)·r + (1−t)·wh = 0, of which
+    r is the smaller root.
 
-    - both corners move the same way: (w−r)(h−r) / (2wh − (w−r)(h−r)) = t, so r² − (w+h)·r + wh·(1−t)/(1+t) = 0;
-    - both move inwards: (w−2r)(h−2r) / wh = t, so 4r² − 2(w+h)·r + (1−t)·wh = 0;
-    - both move outwards: wh / ((w+2r)(h+2r)) = t, so 4t·r² + 2t(w+h)·r − (1−t)·wh = 0.
-
-    The first program of CornerNet, and with it CenterNet's, divides the roots by 2 instead of by 2a and takes the larger
-    one: its "0.7" gives 0.27 of a square's side, at which a box may have an IoU of 0.2. Here the roots are the right
-    ones: 0.08 of the side for 0.7, and 0.23 for the 0.3 that CornerNet's revised paper has beside its corrected program.
+    The first program of CornerNet, and with it CenterNet's, divides the roots by 2 instead of by 2a and takes larger
+    ones: its "0.7" gives 0.27 of a square's side, at which a box may have an IoU of 0.2. Here the root is the right one:
+    0.08 of the side for 0.7, and 0.23 for the 0.3 that CornerNet's revised paper has beside its corrected program.
 
     Args:
         size: [N, 2] (w, h), in any unit.
@@ -87,18 +85,10 @@ def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
 
     Returns [N] in the same unit.
     """
-    total, area = size.sum(dim=1), size.prod(dim=1)
-    spare = 1 - min_overlap
-
-    def least_root(a: float, b: Tensor, c: Tensor) -> Tensor:
-        """Least positive r of a·r² + b·r + c = 0, without a difference of nearly equal numbers (long boxes)."""
-        root = (b.square() - 4 * a * c).clamp(min=0).sqrt()
-        return 2 * c.abs() / (b.abs() + root).clamp(min=TINY)
-
-    same = least_root(1.0, -total, area * spare / (1 + min_overlap))
-    inwards = least_root(4.0, -2 * total, area * spare)
-    outwards = least_root(4 * min_overlap, 2 * min_overlap * total, -area * spare)
-    return torch.stack((same, inwards, outwards)).amin(dim=0)
+    total, product = size.sum(dim=1), (1 - min_overlap) * size.prod(dim=1)
+    root = (total.square() - 4 * product).clamp(min=0).sqrt()
+    # (total − root) / 4 without the difference of nearly equal numbers that it is for long boxes.
+    return product / (total + root).clamp(min=TINY)
 
 
 def class_maps(

@@ -23,8 +23,9 @@ from models.build import build_model
 from models.esod import ESOD
 from models.slicer import STRIDE, Patches, fixed_grid, patch_size
 from utils.cli import Parser, image_size, positive_int, probability, run_main
-from utils.config import ModelConfig, SeekerConfig, SlicerConfig, load_config
+from utils.config import ModelConfig, SeekerConfig, SlicerConfig
 from utils.profile import count_parameters
+from utils.typed_data import load_config
 
 PARTS = ("stem", "seeker", "tokens", "deep", "neck", "head")
 """Modules of an `ESOD`, in the order in which they run."""

@@ -20,9 +20,10 @@ from utils.checkpoint import (
     match_state_dict,
     sha256_of,
 )
-from utils.config import ModelConfig, config_from_dict
+from utils.config import ModelConfig
 from utils.legacy_file import is_legacy
 from utils.pickle_reader import read_pickled_checkpoint
+from utils.typed_data import config_from_dict
 
 
 @dataclass

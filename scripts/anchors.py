@@ -13,9 +13,10 @@ from pathlib import Path
 
 from utils.anchors import best_possible_recall, kmeans_anchors, scaled_sizes
 from utils.cli import Parser, positive_int, run_main
-from utils.config import Anchors, ConfigError, DatasetConfig, load_config
+from utils.config import Anchors, DatasetConfig
 from utils.labels import load_labels
 from utils.splits import resolve_split
+from utils.typed_data import ConfigError, load_config
 
 
 def build_parser() -> Parser:

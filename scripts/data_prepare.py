@@ -31,7 +31,7 @@ except ImportError:  # Windows
 
 from utils.anchors import anchor_advice
 from utils.cli import Parser, image_size, positive_int, probability, run_main
-from utils.config import ConfigError, DatasetConfig, load_config
+from utils.config import DatasetConfig
 from utils.datasets.base import DatasetSource, PrepareError
 from utils.datasets.coco import find_coco
 from utils.datasets.custom import write_dataset_yaml
@@ -47,6 +47,7 @@ from utils.prepare import (
     remove_leftovers,
     write_if_changed,
 )
+from utils.typed_data import ConfigError, load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA = REPOSITORY / "data"

@@ -21,8 +21,9 @@ from engine.setup import TrainingRun, build_run
 from engine.training import StepSettings, prepare
 from models.training_patches import training_selector
 from utils.cli import Parser, image_size, positive_int, run_main
-from utils.config import HypConfig, ModelOverrides, TrainConfig, load_config
+from utils.config import HypConfig, ModelOverrides, TrainConfig
 from utils.dist import DistInfo, select_device
+from utils.typed_data import load_config
 
 
 def build_parser() -> Parser:

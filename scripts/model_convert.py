@@ -20,16 +20,9 @@ from pathlib import Path
 from models.weights import expected_tensors, read_weights
 from utils.checkpoint import CheckpointError, match_state_dict, save_checkpoint, strip_checkpoint
 from utils.cli import Parser, probability, run_main
-from utils.config import (
-    ConfigError,
-    HeadConfig,
-    ModelConfig,
-    SeekerConfig,
-    SlicerConfig,
-    config_to_dict,
-    load_config,
-)
+from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.published import PRETRAINED, published_file
+from utils.typed_data import ConfigError, config_to_dict, load_config
 
 SHOWN_KEYS = 8
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,9 +94,7 @@ def check_model(model: str | None, config: ModelConfig) -> None:
     path = ROOT / "models" / "cfg" / f"{model}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
-        raise ConfigError(
-            f"--model {model}: neither the family of this file ({config.family}) nor one of {known}"
-        )
+        raise ConfigError(f"--model {model}: the file is of the family {config.family}; models are {known}")
     wanted = load_config(ModelConfig, path)
     fields = ("family", "body", "width") if wanted.family == "yolov5" else ("family", "width")
     for name in fields:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from models.summary import build_for_counting, cost_at, dense_twin
 from utils.cli import Parser, image_size, run_main
-from utils.config import ConfigError, ModelConfig, load_config
+from utils.config import ModelConfig
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.profile import count_parameters
+from utils.typed_data import ConfigError, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = (0.2, 0.4)

@@ -29,11 +29,12 @@ from models.loss import DetectionLoss
 from models.slicer import STRIDE, Patches, fixed_grid
 from models.training_patches import MIN_PATCHES
 from utils.cli import Parser, image_size, positive_int, probability, run_main
-from utils.config import HypConfig, ModelConfig, SeekerConfig, load_config
+from utils.config import HypConfig, ModelConfig, SeekerConfig
 from utils.dist import select_device
 from utils.environment import environment_report
 from utils.memory import MemoryUse, measure_memory
 from utils.profile import count_parameters
+from utils.typed_data import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = ("dense", "esod")

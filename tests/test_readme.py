@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config import DatasetConfig, config_from_dict
+from utils.config import DatasetConfig
 from utils.detect_cli import parse_detect_options
 from utils.test_cli import build_test_parser
 from utils.train_cli import build_train_parser
+from utils.typed_data import config_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"

@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from utils.config import ConfigError
 from utils.heatmap import HeatmapError, load_heatmap_header
 from utils.images import ImageError, image_hw, sibling_path, sibling_paths, write_atomic
 from utils.logger import get_logger
+from utils.typed_data import ConfigError
 
 LabelArray = npt.NDArray[np.float32]
 """[N, 5]: class, cx, cy, w, h; the box as shares of the image (``_norm``)."""

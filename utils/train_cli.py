@@ -15,8 +15,8 @@ from utils.cli import (
     positive_int,
     probability,
 )
-from utils.config import ConfigError
 from utils.published import PRETRAINED
+from utils.typed_data import ConfigError
 
 LATEST = "latest"
 """Value of ``--resume`` given without a checkpoint."""

@@ -17,7 +17,8 @@ from models.backbones.kept_tokens import KeptTokens
 from models.layers import C3, Conv, scale_channels, scale_repeats
 from models.neck import PANNeck
 from models.slicer import Patches
-from utils.config import ConfigError, GPViTConfig, ModelConfig
+from utils.config import GPViTConfig, ModelConfig
+from utils.typed_data import ConfigError
 
 STEM_CHANNELS = 64
 EMBEDDED = 4

@@ -10,7 +10,8 @@ import yaml
 
 from models.build import build_model
 from utils.checkpoint import save_checkpoint
-from utils.config import DatasetConfig, ModelConfig, config_from_dict, config_to_dict, load_config
+from utils.config import DatasetConfig, ModelConfig
+from utils.typed_data import config_from_dict, config_to_dict, load_config
 
 
 @pytest.fixture(scope="session")

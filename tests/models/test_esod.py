@@ -19,7 +19,8 @@ from models.slicer import Patches, fixed_grid
 from models.sparse import gather_neighbourhoods, grow
 from tests.models.conftest import BuildTiny
 from utils.boxes import Letterbox
-from utils.config import ConfigError, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
+from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
+from utils.typed_data import ConfigError
 
 
 def with_slicer(model: ESOD, algorithm: str, *, sparse: bool = False, threshold: float = 0.5) -> ESOD:

@@ -16,8 +16,9 @@ from models.layers import Conv
 from models.slicer import whole_map
 from tests.models.gpvit_reference import State, published_state, reference_stem, reference_tokens
 from utils.checkpoint import CheckpointError
-from utils.config import ConfigError, GPViTConfig, ModelConfig, load_config
+from utils.config import GPViTConfig, ModelConfig
 from utils.profile import count_flops
+from utils.typed_data import ConfigError, load_config
 
 HEADS = 12
 SIZES = {"l1": (216, 0, 9.3), "l2": (348, 1, 23.8), "l3": (432, 1, 36.2), "l4": (624, 2, 75.4)}

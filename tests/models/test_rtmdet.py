@@ -18,8 +18,9 @@ from tests.conftest import ROOT, RunCommand
 from tests.models.conftest import BuildTiny
 from tests.models.test_parity import check_case
 from utils.checkpoint import CheckpointError
-from utils.config import ConfigError, HeadConfig, ModelConfig, SeekerConfig, SlicerConfig, load_config
+from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.pickle_reader import PickledNetwork
+from utils.typed_data import ConfigError, load_config
 
 # Millions of parameters with 80 classes, as mmdetection's model zoo lists them, and to how many digits.
 PUBLISHED = {"tiny": (4.8, 0.1), "s": (8.89, 0.01), "m": (24.71, 0.01), "l": (52.3, 0.1)}

@@ -13,12 +13,13 @@ import pytest
 
 from scripts import anchors as anchors_script
 from scripts.data_prepare import main
-from utils.config import ConfigError, DatasetConfig, load_config
+from utils.config import DatasetConfig
 from utils.datasets.base import PrepareError
 from utils.datasets.uavdt import FRAMES, TRUTH
 from utils.images import read_image
 from utils.labels import label_path, load_labels
 from utils.splits import resolve_split
+from utils.typed_data import ConfigError, load_config
 
 HW = (54, 102)
 Snapshot = dict[str, tuple[bytes, int]]

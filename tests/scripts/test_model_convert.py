@@ -55,9 +55,9 @@ def test_every_published_name_belongs_to_a_model() -> None:
     [
         ([], 2, "--model"),
         (["--weights", GOLDEN], 2, "--output"),
-        (["--model", "retinanet", "--weights", GOLDEN], 1, "family of this file (yolov5)"),
+        (["--model", "retinanet", "--weights", GOLDEN], 1, "has family retinanet, the file yolov5"),
         (["--model", "yolov5m", "--weights", GOLDEN], 1, "width 0.75, the file 0.125"),
-        (["--model", "yolov9", "--weights", GOLDEN], 1, "neither the family"),
+        (["--model", "yolov9", "--weights", GOLDEN], 1, "the file is of the family yolov5"),
         (["--model", "yolov5n", "--output", "x.pt"], 1, "no published file is known"),
         (["--weights", GOLDEN, "--output", GOLDEN], 1, "the source is kept"),
         (["--weights", "nowhere.pt", "--output", "x.pt"], 1, "no such weights file"),

@@ -29,7 +29,8 @@ from utils.cli import (
     probability,
     run_main,
 )
-from utils.config import ConfigError, HeadConfig, ModelConfig, ModelOverrides, SeekerConfig, SlicerConfig
+from utils.config import HeadConfig, ModelConfig, ModelOverrides, SeekerConfig, SlicerConfig
+from utils.typed_data import ConfigError
 
 REFUSED = {"--adam": "use --optimizer adam", "--task study": "use --task speed", "--batch": "never reached"}
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from utils.config import DatasetConfig, load_config
+from utils.config import DatasetConfig
 from utils.labels import DataError
 from utils.splits import dataset_fingerprint, dataset_root, resolve_split
+from utils.typed_data import load_config
 
 
 def touch(*paths: Path) -> None:

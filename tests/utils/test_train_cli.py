@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from utils.config import ConfigError
 from utils.train_cli import LATEST, REFUSED, build_train_parser, initial_weights
+from utils.typed_data import ConfigError
 
 # What the documentation promises, with the defaults.
 OPTIONS: dict[str, Any] = {

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import yaml
 
-from utils.config import ConfigError, DatasetConfig, load_config
+from utils.config import DatasetConfig
 from utils.datasets.base import DatasetSource, PrepareError
 from utils.prepare import write_if_changed
+from utils.typed_data import ConfigError, load_config
 
 SMALL_OBJECT_ANCHORS = {
     1536: [[[6, 8], [10, 22], [19, 15]], [[19, 32], [39, 22], [32, 47]], [[74, 38], [65, 74], [136, 112]]]
