@@ -72,7 +72,8 @@ class DetectionLoss(nn.Module):
         in_patch = targets_in_patches(targets, output.patches, input_hw)
         terms = self.head(output, in_patch, len(heatmaps))
         heat = self._heatmap(output.heatmap_logits, targets, heatmaps)
-        terms += [Term("heatmap", mean, self.hyp.heatmap) for mean in heat]
+        weight = self.hyp.heatmap * cast(HeadLoss, self.head).magnitude
+        terms += [Term("heatmap", mean, weight) for mean in heat]
         return self._combine(terms, len(heatmaps))
 
     def _combine(self, terms: list[Term], images: int) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ class AnchorLoss(nn.Module):
     """
 
     names = ("box", "obj", "cls")
+    magnitude = 1.0
     anchors: Tensor
 
     def __init__(self, anchors: Tensor, hyp: HypConfig) -> None:

@@ -39,6 +39,10 @@ class HeadLoss(Protocol):
 
     names: tuple[str, ...]
     """Of its terms, in the order of the report."""
+    magnitude: float
+    """About how many times as large as that of `AnchorLoss` its gradient in the stem is, with default weights, when
+    training starts (scripts/loss_gradients.py). The heatmap's loss is multiplied by it, so that its weight means the
+    same for every head."""
 
     def __call__(self, output: ESODOutput, targets: PatchTargets, images: int) -> list[Term]:
         """Terms of a batch: always as many, whatever is in it, so that processes can share their counts.

@@ -30,6 +30,7 @@ class CentreLoss(nn.Module):
     """
 
     names = ("heat", "offset", "size")
+    magnitude = 50.0
 
     def __init__(self, hyp: HypConfig) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class DistanceLoss(nn.Module):
     """
 
     names = ("box", "dfl", "cls")
+    magnitude = 50.0
 
     def __init__(self, bins: int, hyp: HypConfig) -> None:
         super().__init__()

@@ -87,10 +87,8 @@ def test_all_images_of_the_reference_data(
 
 @pytest.mark.parametrize("convert", [True, False], ids=["converted", "raw"])
 @pytest.mark.parametrize("head", ["dense", "sparse"])
-def test_released_retinanet(
-    shared_dir: Path, head: str, convert: bool, tmp_path: Path, run_command: RunCommand
-) -> None:
-    folder = shared_dir / "golden" / "checkpoints" / "retinanet_visdrone"
+def test_released_retinanet(head: str, convert: bool, tmp_path: Path, run_command: RunCommand) -> None:
+    folder = GOLDEN.parent / "retinanet_visdrone"
     weights = folder / "checkpoint.pt"
     if convert:
         result = run_command("scripts/model_convert.py", "--weights", weights, "--output", tmp_path / "x.pt")
@@ -153,9 +151,9 @@ def test_yolov5_coco_checkpoint_as_initialisation(
         "vanilla_visdrone_retinanet",
     ],
 )
-def test_every_key_of_the_released_models_has_a_place(shared_dir: Path, name: str) -> None:
+def test_every_key_of_the_released_models_has_a_place(name: str) -> None:
     """Names and shapes of the published checkpoints, UAVDT's SPP seeker among them."""
-    listed = json.loads((shared_dir / "golden" / "checkpoints" / "keys" / f"{name}.json").read_text())
+    listed = json.loads((GOLDEN.parent / "keys" / f"{name}.json").read_text())
     state = {key: torch.zeros(shape) for key, shape in listed["state_dict"].items()}
     layout = RETINANET if "retinanet" in name else YOLOV5
     renamed, left_over = rename_released(state, layout)

@@ -22,6 +22,8 @@ from utils.config import HeadConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.pickle_reader import PickledNetwork
 from utils.typed_data import ConfigError, load_config
 
+GOLDEN = ROOT / "tests" / "golden"
+
 # Millions of parameters with 80 classes, as mmdetection's model zoo lists them, and to how many digits.
 PUBLISHED = {"tiny": (4.8, 0.1), "s": (8.89, 0.01), "m": (24.71, 0.01), "l": (52.3, 0.1)}
 WITH_ESOD = {"tiny": 7_684_564, "s": 13_833_624, "m": 35_815_696, "l": 72_039_720}
@@ -134,8 +136,8 @@ def test_fuse_folds_every_normalisation_and_changes_nothing(tiny: BuildTiny) -> 
 
 
 @pytest.mark.parametrize("name", ["esod_visdrone_rtmdetm", "vanilla_visdrone_rtmdetm"])
-def test_every_key_of_the_released_models_has_a_place(shared_dir: Path, name: str) -> None:
-    listed = json.loads((shared_dir / "golden" / "checkpoints" / "keys" / f"{name}.json").read_text())
+def test_every_key_of_the_released_models_has_a_place(name: str) -> None:
+    listed = json.loads((GOLDEN / "keys" / f"{name}.json").read_text())
     state = {key: torch.zeros(shape) for key, shape in listed["state_dict"].items()}
     renamed, left_over = rename_released(state, RTMDET)
     assert left_over == []
@@ -152,10 +154,8 @@ def test_every_key_of_the_released_models_has_a_place(shared_dir: Path, name: st
 
 @pytest.mark.parametrize("head", ["dense", "sparse"])
 @pytest.mark.parametrize("convert", [True, False], ids=["converted", "raw"])
-def test_released_esod(
-    shared_dir: Path, head: str, convert: bool, tmp_path: Path, run_command: RunCommand
-) -> None:
-    folder = shared_dir / "golden" / "checkpoints" / "rtmdet_visdrone"
+def test_released_esod(head: str, convert: bool, tmp_path: Path, run_command: RunCommand) -> None:
+    folder = GOLDEN / "rtmdet_visdrone"
     weights = folder / "checkpoint.pt"
     if convert:
         result = run_command("scripts/model_convert.py", "--weights", weights, "--output", tmp_path / "x.pt")
@@ -164,8 +164,8 @@ def test_released_esod(
     check_case(folder, weights, head, tmp_path / "out.npz", run_command)
 
 
-def test_settings_of_a_released_model_are_taken_over(shared_dir: Path) -> None:
-    weights = read_weights(shared_dir / "golden" / "checkpoints" / "rtmdet_visdrone" / "checkpoint.pt")
+def test_settings_of_a_released_model_are_taken_over() -> None:
+    weights = read_weights(GOLDEN / "rtmdet_visdrone" / "checkpoint.pt")
     config = weights.config
     assert (config.family, config.width, config.depth, config.bn_eps) == ("rtmdet", 0.125, 0.33, 1e-5)
     assert config.slicer == SlicerConfig(algorithm="grid", patches_per_side=8, threshold=0.5, shift="edge")
