@@ -154,6 +154,16 @@ class TransformerC3(nn.Module):
         return self.cv3(torch.cat((main, self.cv2(x)), dim=1))  # type: ignore[no-any-return]
 
 
+class PatchSequential(nn.Sequential):
+    """`nn.Sequential` that tells the transformer blocks in it which patches the features are of."""
+
+    def forward(self, x: Tensor, patches: Patches) -> Tensor:  # type: ignore[override]
+        """Features of these patches through every layer."""
+        for layer in self:
+            x = layer(x, patches) if isinstance(layer, TransformerC3) else layer(x)
+        return x
+
+
 def token_places(patches: Patches, grid_hw: tuple[int, int]) -> Tensor:
     """Centres (x, y) of the stride-32 positions of every patch in input pixels, row by row: [K, h·w, 2] float32."""
     corner = patches.xyxy_cell[:, :2].float() * STRIDE

@@ -145,10 +145,7 @@ class ModelConfig:
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
         if self.transformer and self.family != "yolov5":
-            raise ConfigError(
-                f"transformer: true is for family 'yolov5' only, whose last C3 it changes; this is family {self.family!r}: "
-                "leave it out"
-            )
+            raise ConfigError(f"transformer: for family 'yolov5' only, not {self.family!r}: leave it out")
 
 
 @dataclass(frozen=True)

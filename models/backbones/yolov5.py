@@ -8,7 +8,7 @@ from models.backbones.base import Backbone
 from models.layers import C3, SPP, SPPF, Conv, Focus, scale_channels, scale_repeats
 from models.neck import PANNeck
 from models.slicer import Patches
-from models.transformer import TransformerC3
+from models.transformer import PatchSequential, TransformerC3
 from utils.config import ModelConfig
 
 REPEATS = {"v5.0": (3, 9, 9, 3), "v6": (3, 6, 9, 3)}
@@ -26,19 +26,22 @@ class YOLOv5Deep(nn.Module):
         c3, c4, c5 = channels
         eps = config.bn_eps
         self.stage4 = nn.Sequential(Conv(c3, c4, 3, 2, eps=eps), C3(c4, c4, repeats[0], eps=eps))
-        v6 = config.body == "v6"
-        csp: nn.Module = C3(c5, c5, repeats[1], shortcut=v6, eps=eps)
-        if config.transformer:
-            csp = TransformerC3(c5, c5, repeats[1], eps=eps)
-        last = [csp, SPPF(c5, c5, eps=eps)] if v6 else [SPP(c5, c5, config.spp_kernels, eps=eps), csp]
-        self.stage5 = nn.Sequential(Conv(c4, c5, 3, 2, eps=eps), *last)
+        if config.body == "v6":
+            last: list[nn.Module] = [_last_csp(c5, repeats[1], config), SPPF(c5, c5, eps=eps)]
+        else:
+            last = [SPP(c5, c5, config.spp_kernels, eps=eps), _last_csp(c5, repeats[1], config)]
+        self.stage5 = PatchSequential(Conv(c4, c5, 3, 2, eps=eps), *last)
 
     def forward(self, features: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Tensor]:
         """See `Backbone.deep`."""
-        p4 = p5 = self.stage4(features)
-        for layer in self.stage5:
-            p5 = layer(p5, patches) if isinstance(layer, TransformerC3) else layer(p5)
-        return features, p4, p5
+        p4 = self.stage4(features)
+        return features, p4, self.stage5(p4, patches)
+
+
+def _last_csp(channels: int, repeats: int, config: ModelConfig) -> nn.Module:
+    if config.transformer:
+        return TransformerC3(channels, channels, repeats, eps=config.bn_eps)
+    return C3(channels, channels, repeats, shortcut=config.body == "v6", eps=config.bn_eps)
 
 
 def build_yolov5(config: ModelConfig) -> Backbone:

@@ -204,27 +204,25 @@ def strong(model: ESOD) -> ESOD:
 
 
 @pytest.mark.parametrize("body", ["v5.0", "v6"])
-@pytest.mark.parametrize("slicer", ["grid", "greedy", "none"])
+@pytest.mark.parametrize("choose", ["uneven", "grid", "greedy", "none"])
 @torch.no_grad()
-def test_a_batch_gives_what_its_images_give_alone(tiny: BuildTiny, body: str, slicer: str) -> None:
-    model = strong(tiny(slicer, transformer=True, body=body))
-    images = torch.rand(4, 3, 96, 128)
-    images[1] = 0.5
-    together = model(images)
+def test_a_batch_gives_what_its_images_give_alone(tiny: BuildTiny, body: str, choose: str) -> None:
+    """Patches of the slicers, and four images with three, no, one and two patches."""
+    uneven = choose == "uneven"
+    model = strong(tiny("grid" if uneven else choose, transformer=True, body=body))
+    images = torch.rand(4, 3, 128, 192)
+    together = model(images, (lambda _: UNEVEN) if uneven else None)
     found = decode(together, model.head.coder)
-    if slicer != "none":
-        counts = torch.bincount(together.patches.image_index, minlength=4).tolist()
-        assert len(set(counts)) > 1 and max(counts) > 1, "images with different numbers of patches"
     for index in range(4):
-        alone = model(images[index : index + 1])
         own = together.patches.image_index == index
-        assert int(own.sum()) == len(alone.patches)
+        corners = together.patches.xyxy_cell[own]
+        here = Patches(torch.zeros(len(corners), dtype=torch.int64), corners, together.patches.size_cell)
+        alone = model(images[index : index + 1], (lambda _, p=here: p) if uneven else None)
+        assert torch.equal(alone.patches.xyxy_cell, corners)
         for a, b in zip(together.levels, alone.levels, strict=True):
             torch.testing.assert_close(a.raw[own[a.position[:, 0]]], b.raw, atol=1e-5, rtol=1e-5)
-        boxes = decode(alone, model.head.coder)
-        torch.testing.assert_close(
-            found.class_prob[found.image_index == index], boxes.class_prob, atol=1e-5, rtol=0
-        )
+        prob = decode(alone, model.head.coder).class_prob
+        torch.testing.assert_close(found.class_prob[found.image_index == index], prob, atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
