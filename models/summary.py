@@ -130,7 +130,7 @@ def build_for_counting(config: ModelConfig) -> ESOD:
     """A model without values where shapes are enough; with random ones where patches decide what is computed."""
     with torch.device("meta"):
         model = build_model(config)
-    if model.tokens is not None:
+    if model.tokens is not None or config.transformer:
         model = build_model(config)
     return model.eval()
 

@@ -205,7 +205,7 @@ class HypConfig:
     center_offset: float = 1.0
     center_size: float = 0.1
     """Weights of class maps, centre offsets and sizes for ``head.kind: center`` (CenterNet, arXiv 1904.07850, eq. 4)."""
-    center_overlap: float = 0.7
+    center_overlap: float = 0.3
     """How wide the class maps of ``head.kind: center`` forgive: a box with both corners off by the Gaussian's radius
     still has this IoU. The less, the wider; see `models.assign_centre.gaussian_radius`."""
     anchor_t: float = 4.0

@@ -76,9 +76,8 @@ def test_damaged_files_give_an_error_or_a_network(family: str, tmp_path: Path) -
             weights = read_weights(path)
             match_state_dict(weights.state_dict, expected_tensors(weights.config))
             model_from_weights(weights, str(path))
-        except (CheckpointError, ConfigError) as error:
+        except (CheckpointError, ConfigError):
             refused += 1
-            assert len(str(error)) < 20_000
     assert refused > ROUNDS // 4, "the damage does reach the reader"
     unit = 1 if sys.platform == "darwin" else 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit < MEMORY_LIMIT
