@@ -132,9 +132,9 @@ HYP="$(locate "$HYP")"
 WEIGHTS="$(locate "$WEIGHTS")"
 if [[ $RESUME == 0 && "$WEIGHTS" != none && ! -f "$WEIGHTS" ]]; then
   fail "no initial weights at $WEIGHTS.
-  Put a checkpoint there, for example YOLOv5's COCO checkpoint $MODEL.pt, converted by
-    python scripts/model_convert.py --weights $MODEL.pt --output $WEIGHTS
-  or train from scratch with WEIGHTS=none"
+  Convert the published ones (docs/models.md says which), for example
+    python scripts/model_convert.py --weights DOWNLOADED_FILE --output $WEIGHTS
+  or name any file as WEIGHTS, or train from scratch with WEIGHTS=none"
 fi
 
 COMMAS="${GPUS//[^,]/}"

@@ -64,14 +64,18 @@ def build_optimizer(
 
 
 def parameter_groups(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """The trainable parameters by group name (`GROUPS`), in the model's order; shared ones once."""
+    """The trainable parameters by group name (`GROUPS`), in the model's order; shared ones once.
+
+    Learned positions and tokens, which are no weights of a layer, go with the norms: they do not decay.
+    """
     groups: dict[str, list[nn.Parameter]] = {group: [] for group in GROUPS}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name.rpartition(".")[2].endswith("bias"):
+        leaf = name.rpartition(".")[2]
+        if leaf.endswith("bias"):
             groups["bias"].append(parameter)
-        elif parameter.ndim <= 1:
+        elif parameter.ndim <= 1 or not leaf.endswith("weight"):
             groups["norm"].append(parameter)
         else:
             groups["weight"].append(parameter)

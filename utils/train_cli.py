@@ -75,11 +75,9 @@ def initial_weights(weights: str | None, cfg: str | Path) -> Path | None:
     path = Path(weights) if weights is not None else PRETRAINED / f"{Path(cfg).stem}.pt"
     if path.is_file():
         return path
-    name = path.name
     raise ConfigError(
-        f"--weights {path}: no such file. Put initial weights there, for example YOLOv5's COCO checkpoint "
-        f"{name} converted by: python scripts/model_convert.py --weights {name} --output {path}; "
-        "or train from scratch with --weights none"
+        f"--weights {path}: no such file. Convert the published ones (docs/models.md says which), for example by: "
+        f"python scripts/model_convert.py --weights DOWNLOADED_FILE --output {path}; or train from scratch with --weights none"
     )
 
 

@@ -161,7 +161,7 @@ def test_processes(variables: str, expected: str, repository: Path) -> None:
             "MODEL=yolov5n",
             [
                 "no initial weights at weights/pretrained/yolov5n.pt",
-                "scripts/model_convert.py --weights yolov5n.pt --output weights/pretrained/yolov5n.pt",
+                "scripts/model_convert.py --weights DOWNLOADED_FILE --output weights/pretrained/yolov5n.pt",
                 "WEIGHTS=none",
             ],
         ),

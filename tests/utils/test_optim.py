@@ -80,6 +80,14 @@ def test_every_parameter_is_in_exactly_one_group() -> None:
     assert len(by_group["bias"]) == 6
 
 
+def test_learned_positions_and_tokens_do_not_decay() -> None:
+    model = nn.Linear(2, 3)
+    model.register_parameter("position", nn.Parameter(torch.zeros(4, 4, 2)))
+    groups = parameter_groups(model)
+    assert [tuple(p.shape) for p in groups["norm"]] == [(4, 4, 2)]
+    assert [tuple(p.shape) for p in groups["weight"]] == [(3, 2)]
+
+
 @pytest.mark.parametrize(("name", "cls"), [("sgd", "SGD"), ("adam", "Adam"), ("adamw", "AdamW")])
 def test_only_weights_are_decayed(name: str, cls: str) -> None:
     optimizer = build_optimizer(Net(), name, lr=0.01, momentum=0.9, weight_decay=0.25)  # type: ignore[arg-type]

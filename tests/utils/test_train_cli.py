@@ -144,7 +144,7 @@ def test_initial_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(ConfigError) as raised:
         initial_weights(None, "models/cfg/yolov5m.yaml")
     expected = (
-        "python scripts/model_convert.py --weights yolov5m.pt --output weights/pretrained/yolov5m.pt",
+        "python scripts/model_convert.py --weights DOWNLOADED_FILE --output weights/pretrained/yolov5m.pt",
         "--weights none",
     )
     assert all(text in str(raised.value) for text in expected)
