@@ -30,7 +30,9 @@ def detect(options: argparse.Namespace) -> int:
     """Run detection over a source; returns the exit status: 1 when not one picture could be read."""
     log = get_logger()
     source = open_source(options.source)
-    detector = load_model(options.weights, options.device, model_overrides(options), half=options.half)
+    detector = load_model(
+        options.weights, options.device, model_overrides(options), half=options.half, compiled=options.compile
+    )
     _check_classes(options.classes, detector.names)
     folder = new_run_dir(options.project, options.name, options.exist_ok)
     summary = DetectionSummary()

@@ -50,7 +50,9 @@ def main() -> None:
 def run(args: argparse.Namespace, dist: DistInfo) -> None:
     """Run the task as one of the processes."""
     dataset = load_config(DatasetConfig, args.data)
-    detector = load_model(args.weights, args.device, model_overrides(args), half=args.half)
+    detector = load_model(
+        args.weights, args.device, model_overrides(args), half=args.half, compiled=args.compile
+    )
     check_classes(detector, dataset, args.single_cls)
     folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
     folder = broadcast_object(folder)

@@ -122,6 +122,7 @@ def load_model(
     *,
     half: bool = False,
     fuse: bool = True,
+    compiled: bool = False,
 ) -> Detector:
     """Load a detector for inference from a weights file (this project's, or a released pickle).
 
@@ -131,6 +132,7 @@ def load_model(
         overrides: changes to how it slices and where its head runs; None: as the file says.
         half: compute in half precision (fp16 on a GPU, bf16 on a CPU).
         fuse: fold BatchNorm into the convolutions.
+        compiled: compile the network; see `compile_parts`.
 
     Raises:
         CheckpointError, ConfigError: the file cannot be used, or the options contradict the model.
@@ -146,8 +148,25 @@ def load_model(
         model.to(torch.float16 if chosen.type == "cuda" else torch.bfloat16)
         # Anchors are geometry, not weights: half precision would move boxes.
         model.head.coder = coder
+    # Convolutions are faster when the channels of a pixel are neighbours in memory.
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if compiled:
+        compile_parts(model)
     names = config.names or [str(i) for i in range(config.num_classes)]
     return Detector(model, names, chosen)
+
+
+def compile_parts(model: ESOD, backend: str = "inductor") -> None:
+    """Let torch.compile generate the code of a model's parts, at the first forward pass with each input size.
+
+    The stem and the heatmap head see one shape per input size; what runs on patches is compiled for any number of
+    them. Between the parts lies the slicer, whose one wait for the device would break a graph.
+    """
+    for part in (model.stem, model.seeker):
+        if part is not None:
+            part.compile(backend=backend)
+    for part in (model.deep, model.neck, model.head):
+        part.compile(backend=backend, dynamic=True)
 
 
 def common_letterboxes(sizes: Sequence[tuple[int, ...]], img_size: int | tuple[int, int]) -> list[Letterbox]:

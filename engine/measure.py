@@ -266,7 +266,14 @@ class _Meter:
 
     @torch.inference_mode()
     def _count(self, batch: Batch) -> tuple[FlopCount, FlopCount | None]:
-        """Operations of one forward pass over a batch: those that ran, and by module."""
+        """Operations of one forward pass over a batch: those that ran, and by module.
+
+        Always uncompiled: torch's counter sees nothing of generated code.
+        """
+        with torch.compiler.set_stance("force_eager"):
+            return self._count_eager(batch)
+
+    def _count_eager(self, batch: Batch) -> tuple[FlopCount, FlopCount | None]:
         model = self.detector.model
         images = batch.to(self.detector.device).images.to(self.detector.dtype)
         by_module: list[FlopCount] = []

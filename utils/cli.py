@@ -234,7 +234,17 @@ def add_device_arguments(parser: argparse.ArgumentParser, half: bool = True) -> 
         help="data loading processes, per training process; 0: none",
     )
     if half:
-        group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
+        add_speed_arguments(group)
+
+
+def add_speed_arguments(group: argparse._ArgumentGroup) -> None:
+    """``--half --compile``."""
+    group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="generate code for this network by torch.compile: a minute or so for each new image size, faster then",
+    )
 
 
 # --- running ------------------------------------------------------------------------------------

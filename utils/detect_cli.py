@@ -10,6 +10,7 @@ from utils.cli import (
     add_image_size_argument,
     add_model_arguments,
     add_run_arguments,
+    add_speed_arguments,
     non_negative_int,
     positive_int,
     probability,
@@ -120,7 +121,7 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="cpu, or a GPU number such as 0 (default: the first GPU, or the CPU when there is none)",
     )
-    group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
+    add_speed_arguments(group)
 
 
 def parse_detect_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import pickle
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 import torch
 import yaml
 
+from engine.inference import compile_parts, load_model
 from tests.conftest import RunCommand
+from utils.cli import add_model_arguments, model_overrides
 
 
 @pytest.fixture
@@ -174,3 +177,43 @@ def test_official_protocol(
     assert 0 <= json.loads((tmp_path / "exp" / "official.json").read_text())["metrics"]["AP"] <= 100
     (converted,) = (tmp_path / "exp" / "official").iterdir()
     assert len(list(converted.iterdir())) == 4
+
+
+@pytest.mark.parametrize("extra", [[], ["--head", "sparse", "--slicer", "greedy"], ["--slicer", "none"]])
+@torch.no_grad()
+def test_compiled_parts_compute_the_same(weights: Path, extra: list[str]) -> None:
+    """The graphs are caught whole for any number of patches, none included; code is not generated here (see --compile)."""
+    parser = argparse.ArgumentParser()
+    add_model_arguments(parser)
+    overrides = model_overrides(parser.parse_args(extra))
+    plain = load_model(weights, "cpu", overrides).model
+    compiled = load_model(weights, "cpu", overrides).model
+    compile_parts(compiled, backend="eager")
+    for image in (torch.rand(1, 3, 96, 160), torch.rand(2, 3, 96, 160), torch.zeros(1, 3, 96, 160)):
+        expected, found = plain(image), compiled(image)
+        assert torch.equal(expected.patches.xyxy_cell, found.patches.xyxy_cell)
+        for a, b in zip(expected.levels, found.levels, strict=True):
+            torch.testing.assert_close(a.raw, b.raw)
+            assert torch.equal(a.position, b.position)
+
+
+@pytest.mark.slow
+def test_compile_flag(
+    tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
+    """Generates code, which takes a minute: the same boxes as without, and the same operations counted."""
+    for name, extra in (("plain", []), ("compiled", ["--compile"])):
+        source = tiny_dataset.parent / "list.txt"
+        detected = run_command("detect.py", *common, "--source", source, "--save-txt", "--name", name, *extra)
+        assert detected.status == 0, detected.err
+        line = ["--task", "measure", "--batch-size", 1, "--name", f"{name}-cost", *extra]
+        assert run_command("test.py", "--data", tiny_dataset, *common, *line).status == 0
+    texts = [
+        [file.read_text() for file in sorted((tmp_path / name).rglob("*.txt"))]
+        for name in ("plain", "compiled")
+    ]
+    assert [len(text.splitlines()) for text in texts[0]] == [len(text.splitlines()) for text in texts[1]]
+    costs = [
+        json.loads((tmp_path / f"{name}-cost" / "measure.json").read_text()) for name in ("plain", "compiled")
+    ]
+    assert costs[0]["gflops_2mac"] == costs[1]["gflops_2mac"]
