@@ -87,7 +87,10 @@ class ESOD(nn.Module):
             patches, positions = self.choose(logits, features, select)
         with timer.stage("deep"):
             features = self._mix(features, patches)
-            pyramid = self.neck(*self.deep(cut_patches(features, patches), patches))
+        with timer.stage("slicer"):
+            cut = cut_patches(features, patches)
+        with timer.stage("deep"):
+            pyramid = self.neck(*self.deep(cut, patches))
         with timer.stage("head"):
             levels = self.head(pyramid, positions)
         return ESODOutput(logits, levels, patches)
