@@ -30,8 +30,8 @@ class LevelBoxes(NamedTuple):
 class BoxCoder(nn.Module):
     """Interface of the coders below."""
 
-    def best_score(self, raw: Tensor) -> Tensor:
-        """[M, A] least upper bound of the score that needs little arithmetic, to leave out hopeless positions."""
+    def best_logit(self, raw: Tensor) -> Tensor:
+        """[M, A] logit of an upper bound of the score that needs little arithmetic, to leave out hopeless positions."""
         raise NotImplementedError
 
     def decode(self, number: int, level: LevelOutput, corner_px: Tensor) -> LevelBoxes:
@@ -59,9 +59,9 @@ class AnchorCoder(BoxCoder):
         # Geometry from the configuration, not a weight: half precision in a file would move boxes.
         self.register_buffer("anchors", anchors.float(), persistent=False)
 
-    def best_score(self, raw: Tensor) -> Tensor:
-        """Objectness."""
-        return raw[..., 4].float().sigmoid()
+    def best_logit(self, raw: Tensor) -> Tensor:
+        """That of the objectness."""
+        return raw[..., 4].float()
 
     def decode(self, number: int, level: LevelOutput, corner_px: Tensor) -> LevelBoxes:
         """See `decode_anchor_boxes`."""
@@ -84,9 +84,9 @@ class DistanceCoder(BoxCoder):
         super().__init__()
         self.bins = bins
 
-    def best_score(self, raw: Tensor) -> Tensor:
-        """Probability of the best class."""
-        return raw[..., 4 * self.bins :].float().amax(dim=-1).sigmoid()
+    def best_logit(self, raw: Tensor) -> Tensor:
+        """That of the best class."""
+        return raw[..., 4 * self.bins :].amax(dim=-1).float()
 
     def decode(self, number: int, level: LevelOutput, corner_px: Tensor) -> LevelBoxes:
         """See `decode_distances`."""
@@ -109,9 +109,9 @@ class CentreCoder(BoxCoder):
     that of a centre of it at this position.
     """
 
-    def best_score(self, raw: Tensor) -> Tensor:
-        """Probability of the best class."""
-        return raw[..., 4:].float().amax(dim=-1).sigmoid()
+    def best_logit(self, raw: Tensor) -> Tensor:
+        """That of the best class."""
+        return raw[..., 4:].amax(dim=-1).float()
 
     def decode(self, number: int, level: LevelOutput, corner_px: Tensor) -> LevelBoxes:
         """Centre = (position + offset)·stride + corner, size = max(size, 0)·stride."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,13 +65,15 @@ def decode(output: ESODOutput, coder: BoxCoder, conf_thres: float | None = None)
         output: of the model.
         coder: of the model's head.
         conf_thres: leave out positions none of whose boxes can have a score above this, by
-            `BoxCoder.best_score`. None keeps everything.
+            `BoxCoder.best_logit`. None keeps everything.
     """
     parts = []
     for number, level in enumerate(output.levels):
         if conf_thres is not None:
-            kept = (coder.best_score(level.raw) > conf_thres).any(dim=1)
-            level = LevelOutput(level.raw[kept], level.position[kept], level.stride, level.grid_hw)
+            best = coder.best_logit(level.raw).amax(dim=1)
+            # As numbers, which is one wait for the device; indexing with the mask would be one per tensor.
+            hopeful = (best > _logit_below(conf_thres)).nonzero().squeeze(1)
+            level = LevelOutput(level.raw[hopeful], level.position[hopeful], level.stride, level.grid_hw)
         parts.append(decode_level(number, level, coder, output.patches))
     return DecodedBoxes(
         torch.cat([p.image_index for p in parts]),
@@ -78,6 +81,12 @@ def decode(output: ESODOutput, coder: BoxCoder, conf_thres: float | None = None)
         torch.cat([p.objectness for p in parts]),
         torch.cat([p.class_prob for p in parts]),
     )
+
+
+def _logit_below(probability: float) -> float:
+    """Logit of a slightly smaller probability: no rounding of a sigmoid puts what is above on its other side."""
+    smaller = min(probability, 1.0) * (1 - 1e-5)
+    return math.log(smaller / (1 - smaller)) if smaller > 0 else -math.inf
 
 
 def postprocess(

@@ -15,7 +15,13 @@ from torch.nn import functional as F
 from models.coders import BoxCoder
 from models.layers import Conv
 from models.levels import HeadPositions, LevelOutput, all_positions
-from models.sparse import gather_neighbourhoods, scatter_rows
+from models.sparse import gather_neighbourhoods, gather_rows, scatter_rows
+
+DENSE_ABOVE = {8: 0.45, 16: 0.5, 32: 0.9}
+"""By stride, the selected share of the positions above which a sparse head with one 3×3 convolution per branch
+computes everything and picks; measured, see docs/notes/sparse-head.md."""
+DENSE_ABOVE_TWO = 0.3
+"""The same with two convolutions in a row at any stride, for the mean of the shares that they compute."""
 
 
 class DecoupledLevel(nn.Module):
@@ -42,7 +48,7 @@ class DecoupledLevel(nn.Module):
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
         x = self.stem(features)
-        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where)
+        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where, DENSE_ABOVE[self.stride])
         parts = ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))
         rows = [predict_rows(conv, r) for conv, r in parts]
         raw = torch.cat(
@@ -73,7 +79,7 @@ class CentreLevel(nn.Module):
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
         x = self.stem(features)
-        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where)
+        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where, DENSE_ABOVE[self.stride])
         raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
         return LevelOutput(raw.unsqueeze(1), position, self.stride, (x.shape[2], x.shape[3]))
 
@@ -110,18 +116,7 @@ class DistanceLevel(nn.Module):
 
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
-        if where is None:
-            reg, cls, position = _two_branches(features, self.reg_conv, self.cls_conv, None)
-        else:
-            assert where.around is not None
-            near = gather_neighbourhoods(features, where.around)
-            branches = []
-            for first, second in (self.reg_conv, self.cls_conv):
-                assert isinstance(first, Conv) and isinstance(second, Conv)
-                # Zero outside of the patch, as the second convolution's padding; all that it reads is computed.
-                between = scatter_rows(first.forward_rows(near), where.around, features)
-                branches.append(second.forward_rows(gather_neighbourhoods(between, where.wanted)))
-            (reg, cls), position = branches, where.wanted
+        reg, cls, position = _two_branches(features, self.reg_conv, self.cls_conv, where, DENSE_ABOVE_TWO)
         raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
         return LevelOutput(raw.unsqueeze(1), position, self.stride, (features.shape[2], features.shape[3]))
 
@@ -153,7 +148,8 @@ class DetectionHead(nn.Module):
 
     def __init__(self, levels: Sequence[nn.Module], coder: BoxCoder) -> None:
         super().__init__()
-        self.levels = nn.ModuleList(levels)
+        # The order of gathered neighbourhoods, so that `Conv.forward_rows` need not copy the weights.
+        self.levels = nn.ModuleList(levels).to(memory_format=torch.channels_last)
         self.coder = coder
 
     @property
@@ -176,14 +172,41 @@ def predict_rows(conv: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 def _two_branches(
-    x: Tensor, reg_conv: nn.Module, cls_conv: nn.Module, where: HeadPositions | None
+    x: Tensor, reg_conv: nn.Module, cls_conv: nn.Module, where: HeadPositions | None, dense_above: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Box and class features, maps [K,C,h,w] or rows [M,C] at selected positions, and all positions [M,3]."""
+    """Box and class features, maps [K,C,h,w] or rows [M,C] at selected positions, and all positions [M,3].
+
+    When more than the share ``dense_above`` is selected, whole maps are computed and rows picked. That is decided
+    from sizes, which the host knows: no wait for the device.
+    """
+    patches, _, height, width = x.shape
     if where is None:
-        return reg_conv(x), cls_conv(x), all_positions(len(x), (x.shape[2], x.shape[3]), x.device)
-    assert isinstance(reg_conv, Conv) and isinstance(cls_conv, Conv)
-    near = gather_neighbourhoods(x, where.wanted)
-    return reg_conv.forward_rows(near), cls_conv.forward_rows(near), where.wanted
+        return reg_conv(x), cls_conv(x), all_positions(patches, (height, width), x.device)
+    first = where.around if isinstance(reg_conv, nn.Sequential) else where.wanted
+    assert first is not None
+    if len(first) + len(where.wanted) > 2 * dense_above * patches * height * width:
+        return gather_rows(reg_conv(x), where.wanted), gather_rows(cls_conv(x), where.wanted), where.wanted
+    near = gather_neighbourhoods(x, first)
+    return _branch_rows(reg_conv, near, where, x), _branch_rows(cls_conv, near, where, x), where.wanted
+
+
+def _branch_rows(branch: nn.Module, near: Tensor, where: HeadPositions, like: Tensor) -> Tensor:
+    """One or two 3×3 convolutions at selected positions only: [M,C].
+
+    Args:
+        branch: a Conv, or two in a row.
+        near: [M',3,3,in] neighbourhoods that the first one reads, of `HeadPositions.around` when there are two.
+        where: positions.
+        like: [K,in,h,w], what they are positions of.
+    """
+    if isinstance(branch, Conv):
+        return branch.forward_rows(near)
+    assert isinstance(branch, nn.Sequential) and where.around is not None
+    first, second = branch
+    assert isinstance(first, Conv) and isinstance(second, Conv)
+    # Zero outside of the patch, as the second convolution's padding; all that it reads is computed.
+    between = scatter_rows(first.forward_rows(near), where.around, like)
+    return second.forward_rows(gather_neighbourhoods(between, where.wanted))
 
 
 def _objectness_prior(stride: int) -> float:

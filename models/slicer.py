@@ -2,8 +2,7 @@
 
 Pure functions on probabilities, no weights. All sizes are in stride-8 cells. The grid algorithm is
 vectorised over images and patches and leaves its result in a statically sized `Candidates`, so that
-the caller decides when (once) to wait for the device; the greedy one loops over chosen patches on
-the host.
+the caller decides when (once) to wait for the device; the greedy one chooses on the host.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -83,7 +81,17 @@ def patch_size(map_hw: tuple[int, int], patches_per_side: int) -> tuple[int, int
 
 def local_maxima(prob: Tensor, threshold: float) -> Tensor:
     """Cells at or above threshold that equal their 3×3 maximum: [B,1,H,W] in 0–1 → bool of the same shape."""
-    return (prob >= threshold) & (F.max_pool2d(prob, 3, 1, 1) == prob)
+    return (prob >= threshold) & (max_3x3(prob) == prob)
+
+
+def max_3x3(maps: Tensor) -> Tensor:
+    """The largest of every cell and its neighbours inside the map; [..., H, W] floats of the same shape."""
+    if maps.is_cuda:
+        return F.max_pool2d(maps, 3, 1, 1)
+    # torch's pooling of a single channel is scalar code on a CPU, six to ten times slower than four maxima.
+    padded = F.pad(maps, (1, 1, 1, 1), value=-torch.inf)
+    rows = torch.maximum(torch.maximum(padded[..., :-2, :], padded[..., 1:-1, :]), padded[..., 2:, :])
+    return torch.maximum(torch.maximum(rows[..., :-2], rows[..., 1:-1]), rows[..., 2:])
 
 
 def whole_map(batch: int, map_hw: tuple[int, int], device: torch.device) -> Patches:
@@ -162,27 +170,18 @@ def slice_greedy(prob: Tensor, config: SlicerConfig) -> Candidates:
     Args:
         prob: [B, 1, H, W] heatmap probabilities on the CPU.
     """
-    batch, _, height, width = prob.shape
+    height, width = prob.shape[2:]
     size = patch_size((height, width), config.patches_per_side)
-    # An even kernel with this padding gives one row and column too many; the map's own size is enough.
-    mass = F.avg_pool2d(prob, size, 1, (size[0] // 2, size[1] // 2))[..., :height, :width]
-    peaks = local_maxima(prob, config.threshold)
-    corners: list[tuple[int, int]] = []
-    image_index: list[int] = []
-    for image in range(batch):
-        chosen = _greedy_corners(
-            (prob[image, 0] >= config.threshold).numpy(),
-            peaks[image, 0].numpy(),
-            mass[image, 0].numpy(),
-            size,
-            config,
-        )
-        corners += chosen
-        image_index += [image] * len(chosen)
-    corner = torch.tensor(corners, dtype=torch.int64).view(-1, 2)
+    image, y, x = local_maxima(prob, config.threshold).squeeze(1).nonzero().unbind(dim=1)
+    by_mass = _window_sums(prob.squeeze(1), size)[image, y, x].argsort(descending=True, stable=True)
+    order = by_mass[image[by_mass].argsort(stable=True)]
+    peak = torch.stack((image, y, x), dim=1)[order]
+    corner = _greedy_corners((prob >= config.threshold).squeeze(1), peak, size, config.shift)
+    chosen = _uncovered(peak, corner, size, (height, width), config.max_patches)
+    corner = corner[chosen]
     xyxy = torch.cat((corner, corner + torch.tensor([size[1], size[0]])), dim=1)
-    keep = torch.ones(len(corners), dtype=torch.bool)
-    return Candidates(torch.tensor(image_index, dtype=torch.int64), xyxy, keep, size)
+    keep = torch.ones(len(corner), dtype=torch.bool)
+    return Candidates(peak[chosen, 0], xyxy, keep, size)
 
 
 def cut_patches(features: Tensor, patches: Patches) -> Tensor:
@@ -192,7 +191,7 @@ def cut_patches(features: Tensor, patches: Patches) -> Tensor:
         return features
     index = patch_cells(patches, (height, width))
     cells = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-    return cells[index].permute(0, 3, 1, 2)
+    return cells.index_select(0, index.flatten()).view(*index.shape, features.shape[1]).permute(0, 3, 1, 2)
 
 
 def patch_cells(patches: Patches, map_hw: tuple[int, int]) -> Tensor:
@@ -245,36 +244,52 @@ def _keep_best(keep: Tensor, mass: Tensor, limit: int) -> Tensor:
     return keep & best
 
 
-def _greedy_corners(
-    active: np.ndarray, peaks: np.ndarray, mass: np.ndarray, size: tuple[int, int], config: SlicerConfig
-) -> list[tuple[int, int]]:
-    """Corners (x, y) of the patches of one image, in the order of choice. Maps are [H, W]."""
-    height, width = active.shape
-    size_y, size_x = size
-    peak_y, peak_x = np.nonzero(peaks)
-    order = np.argsort(-mass[peak_y, peak_x], kind="stable")
-    peak_y, peak_x = peak_y[order], peak_x[order]
-    limit = len(peak_y) if config.max_patches is None else config.max_patches
-    corners: list[tuple[int, int]] = []
-    while len(peak_y) and len(corners) < limit:
-        x = _clamp(int(peak_x[0]) - size_x // 2, width - size_x)
-        y = _clamp(int(peak_y[0]) - size_y // 2, height - size_y)
-        window = active[y : y + size_y, x : x + size_x]
-        x = _clamp(x + _host_shift(np.any(window, axis=0), config.shift), width - size_x)
-        y = _clamp(y + _host_shift(np.any(window, axis=1), config.shift), height - size_y)
-        corners.append((x, y))
-        outside = (peak_x < x) | (peak_x >= x + size_x) | (peak_y < y) | (peak_y >= y + size_y)
-        peak_y, peak_x = peak_y[outside], peak_x[outside]
-    return corners
+def _window_sums(prob: Tensor, size: tuple[int, int]) -> Tensor:
+    """Sum in the patch-sized window around every cell, cells outside the map zero: [B,H,W] → [B,H,W] float64."""
+    _, height, width = prob.shape
+    before_y, before_x = size[0] // 2, size[1] // 2
+    # Multiples of 2^-24, as probabilities above 0.5 are: their sums are exact, and equal windows stay equal.
+    exact = (prob.double() * 2**24).round() / 2**24
+    padded = F.pad(exact, (before_x + 1, size[1] - before_x - 1, before_y + 1, size[0] - before_y - 1))
+    total = padded.cumsum(1).cumsum(2)
+    return (
+        total[:, size[0] :, size[1] :]
+        - total[:, :height, size[1] :]
+        - total[:, size[0] :, :width]
+        + total[:, :height, :width]
+    )
 
 
-def _host_shift(occupied: npt.NDArray[np.bool_], mode: str) -> int:
-    """`_shift` for one NumPy row."""
-    leading, trailing = int(occupied.argmax()), int(occupied[::-1].argmax())
-    if mode == "edge":
-        return leading if leading > trailing else -trailing
-    return int((leading - trailing) / 2)
+def _greedy_corners(active: Tensor, peak: Tensor, size: tuple[int, int], shift: str) -> Tensor:
+    """Corners (x, y), [P, 2], of a patch around every peak, shifted over its empty margin.
+
+    Args:
+        active: [B, H, W] bool.
+        peak: [P, 3] (image, y, x).
+        size: (height, width) of a patch.
+        shift: see `_shift`.
+    """
+    least, most = torch.zeros(2, dtype=torch.int64), torch.tensor(active.shape[1:]) - torch.tensor(size)
+    corner = (peak[:, 1:] - torch.tensor(size) // 2).clamp(least, most)
+    windows = active.unfold(1, size[0], 1).unfold(2, size[1], 1)[peak[:, 0], corner[:, 0], corner[:, 1]]
+    margin = torch.stack((_shift(windows.any(dim=2), shift), _shift(windows.any(dim=1), shift)), dim=1)
+    return (corner + margin).clamp(least, most).flip(1)
 
 
-def _clamp(value: int, most: int) -> int:
-    return min(max(value, 0), most)
+def _uncovered(
+    peak: Tensor, corner: Tensor, size: tuple[int, int], map_hw: tuple[int, int], limit: int | None
+) -> list[int]:
+    """Which peaks [P, 3] (image, y, x), ordered by image, get their patch: those that no earlier one covers.
+
+    At most ``limit`` per image.
+    """
+    chosen: list[int] = []
+    free, last, count = np.ones(map_hw, dtype=np.bool_), -1, 0
+    for index, ((image, y, x), (x1, y1)) in enumerate(zip(peak.tolist(), corner.tolist(), strict=True)):
+        if image != last:
+            free[:], last, count = True, image, 0
+        if free[y, x] and (limit is None or count < limit):
+            chosen.append(index)
+            count += 1
+            free[y1 : y1 + size[0], x1 : x1 + size[1]] = False
+    return chosen

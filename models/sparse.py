@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.slicer import Candidates, cut_patches, local_maxima
+from models.slicer import Candidates, cut_patches, local_maxima, max_3x3
 from models.slicer import Patches as PatchList
 
 
@@ -24,18 +24,18 @@ def position_masks(prob: Tensor, candidates: Candidates, threshold: float, level
 
     Returns one bool mask [G, h/2^i, w/2^i] per level i.
     """
-    peaks = _dilate(local_maxima(prob, threshold).float())
+    peaks = max_3x3(local_maxima(prob, threshold).float())
     everywhere = PatchList(candidates.image_index, candidates.xyxy_cell, candidates.size_cell)
     base = cut_patches(peaks, everywhere) * candidates.keep.view(-1, 1, 1, 1)
     masks = [base]
     for level in range(1, levels):
-        masks.append(_dilate(F.max_pool2d(base, 2**level, 2**level)))
+        masks.append(max_3x3(F.max_pool2d(base, 2**level, 2**level)))
     return [mask.squeeze(1) > 0 for mask in masks]
 
 
 def grow(mask: Tensor) -> Tensor:
     """A bool mask [G, h, w] and its neighbours, by 3×3 dilation inside the patch."""
-    return _dilate(mask.unsqueeze(1).float()).squeeze(1) > 0
+    return max_3x3(mask.unsqueeze(1).float()).squeeze(1) > 0
 
 
 def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
@@ -53,8 +53,13 @@ def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
     corner = (position[:, 0] * height + position[:, 1]) * width + position[:, 2]
     step = torch.arange(3, device=features.device)
     offset = (step.view(3, 1) * width + step).flatten()
-    rows = padded.reshape(-1, channels)[(corner.unsqueeze(1) + offset).flatten()]
+    rows = padded.reshape(-1, channels).index_select(0, (corner.unsqueeze(1) + offset).flatten())
     return rows.view(-1, 3, 3, channels)
+
+
+def gather_rows(maps: Tensor, position: Tensor) -> Tensor:
+    """What is at positions [M, 3] (map, row, column) of maps [K, C, h, w]: [M, C]."""
+    return maps.permute(0, 2, 3, 1)[position[:, 0], position[:, 1], position[:, 2]]
 
 
 def scatter_rows(rows: Tensor, position: Tensor, like: Tensor) -> Tensor:
@@ -62,8 +67,3 @@ def scatter_rows(rows: Tensor, position: Tensor, like: Tensor) -> Tensor:
     maps = rows.new_zeros(like.shape[0], like.shape[2], like.shape[3], rows.shape[1])
     maps[position[:, 0], position[:, 1], position[:, 2]] = rows
     return maps.permute(0, 3, 1, 2)
-
-
-def _dilate(mask: Tensor) -> Tensor:
-    """3×3 dilation of a float 0/1 mask [N,1,h,w]."""
-    return F.max_pool2d(mask, 3, 1, 1)

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+FIRST_CANDIDATES_PER_DETECTION = 3
+"""Suppression first looks at this many times max_det candidates, which is usually enough."""
+
 
 def xyxy_to_cxcywh(xyxy: Tensor) -> Tensor:
     """Corners (x1, y1, x2, y2) to centre and size (cx, cy, w, h); [..., 4] to [..., 4], any frame."""
@@ -128,32 +131,44 @@ def non_max_suppression(
     Returns:
         Boxes [M, 4], scores [M], labels [M] int64; best first, M ≤ max_det, possibly 0.
     """
-    index, label = _candidates(scores, conf_thres, multi_label)
-    if classes is not None:
-        wanted = torch.isin(label, torch.tensor(classes, dtype=torch.int64, device=label.device))
-        index, label = index[wanted], label[wanted]
-    score = scores[index, label]
-    order = score.argsort(descending=True, stable=True)[:max_candidates]
-    boxes, score, label = xyxy[index[order]], score[order], label[order]
+    candidate = _candidates(scores, conf_thres, multi_label, classes)
+    score = scores.flatten().index_select(0, candidate)
+    if len(score) > max_candidates:
+        # Not by sorting: of what a low threshold lets through, that is most of the time.
+        best = score.topk(max_candidates, sorted=False).indices.sort().values
+        candidate, score = candidate[best], score[best]
+    order = score.argsort(descending=True, stable=True)
+    candidate, score = candidate[order], score[order]
+    boxes, label = xyxy[candidate // scores.shape[1]], candidate % scores.shape[1]
     if not len(order):
         return boxes, score, label
     # torchvision separates classes by adding an offset to the coordinates: that needs float32, and no
     # negative coordinates, or a box over the left border reaches into the class before its own.
     shifted = boxes.float() - boxes.float().min()
     group = torch.zeros_like(label) if agnostic else label
-    kept = batched_nms(shifted, score.float(), group, iou_thres)
-    kept = kept.sort().values[:max_det]  # candidates are in order of score already
+    kept = _best_kept(shifted, score.float(), group, iou_thres, max_det)
     return boxes[kept], score[kept], label[kept]
 
 
-def _candidates(scores: Tensor, conf_thres: float, multi_label: bool) -> tuple[Tensor, Tensor]:
-    """Box index and label [K], int64, of every candidate above the threshold."""
-    if scores.shape[0] == 0 or scores.shape[1] == 0:
-        empty = torch.zeros(0, dtype=torch.int64, device=scores.device)
-        return empty, empty
-    if multi_label:
-        index, label = (scores > conf_thres).nonzero(as_tuple=True)
-        return index, label
-    best, label = scores.max(dim=1)
-    index = (best > conf_thres).nonzero(as_tuple=True)[0]
-    return index, label[index]
+def _best_kept(boxes: Tensor, score: Tensor, group: Tensor, iou_thres: float, max_det: int) -> Tensor:
+    """Which candidates, ordered by score, stay: indices [M], ascending, M ≤ max_det.
+
+    Whether a candidate stays depends on better ones only. So the best few are tried first: when they
+    already give max_det, which is usual for a low threshold, the rest cannot matter.
+    """
+    first = FIRST_CANDIDATES_PER_DETECTION * max_det
+    kept: Tensor = batched_nms(boxes[:first], score[:first], group[:first], iou_thres)
+    if len(kept) < max_det and first < len(boxes):
+        kept = batched_nms(boxes, score, group, iou_thres)
+    return kept.sort().values[:max_det]
+
+
+def _candidates(scores: Tensor, conf_thres: float, multi_label: bool, classes: list[int] | None) -> Tensor:
+    """Where in the flat scores [N, C] the candidates are: box · C + label, [K] int64, ascending."""
+    passing = scores > conf_thres
+    labels = torch.arange(scores.shape[1], device=scores.device)
+    if not multi_label and passing.numel():
+        passing &= labels == scores.argmax(dim=1, keepdim=True)
+    if classes is not None:
+        passing &= torch.isin(labels, torch.tensor(classes, dtype=torch.int64, device=scores.device))
+    return passing.flatten().nonzero().squeeze(1)

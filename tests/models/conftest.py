@@ -42,6 +42,13 @@ def tiny() -> BuildTiny:
     return build
 
 
+@pytest.fixture
+def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sparse heads gather whatever is selected, even everything."""
+    monkeypatch.setattr("models.head.DENSE_ABOVE", dict.fromkeys((8, 16, 32), 2.0))
+    monkeypatch.setattr("models.head.DENSE_ABOVE_TWO", 2.0)
+
+
 @torch.no_grad()
 def _calibrate(model: ESOD) -> None:
     """Give BatchNorm the statistics of random images, and the heatmap logits zero mean and unit spread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 
 from models.coders import AnchorCoder, decode_anchor_boxes
@@ -79,3 +80,17 @@ def test_class_filter_and_agnostic_suppression() -> None:
         PostprocessConfig(conf_thres=0.1, multi_label=True, agnostic=True),
     )
     assert merged[1].label.tolist() == [1]
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1e-6, 0.001, 0.25, 0.9999, 1.0])
+def test_no_threshold_loses_a_box_to_rounding(threshold: float) -> None:
+    """Logits around the threshold's own: whatever is above it as a probability is decoded."""
+    middle = logit(min(max(threshold, 1e-9), 1 - 1e-7))
+    raw = torch.zeros(4001, 1, 7)
+    raw[:, 0, 4] = middle + torch.linspace(-2e-3, 2e-3, 4001)
+    level = LevelOutput(raw, torch.zeros(4001, 3, dtype=torch.int64), 8, (4, 4))
+    output = ESODOutput(None, [level], Patches(torch.tensor([0]), torch.tensor([[0, 0, 4, 4]]), (4, 4)))
+    everything, filtered = decode(output, ANCHORS), decode(output, ANCHORS, threshold)
+    above = everything.objectness > threshold
+    assert (filtered.objectness > threshold).sum() == above.sum()
+    assert above.any() == (threshold < 1)

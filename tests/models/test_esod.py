@@ -74,6 +74,7 @@ def test_dense_mode_equals_the_plain_network(tiny: BuildTiny) -> None:
         )
 
 
+@pytest.mark.usefixtures("always_sparse")
 @pytest.mark.parametrize("fused", [False, True])
 @torch.no_grad()
 def test_sparse_head_equals_dense_with_every_position_selected(tiny: BuildTiny, fused: bool) -> None:
@@ -97,6 +98,7 @@ def rows_of(position: Tensor, grid_hw: tuple[int, int]) -> Tensor:
     return (position[:, 0] * grid_hw[0] + position[:, 1]) * grid_hw[1] + position[:, 2]
 
 
+@pytest.mark.usefixtures("always_sparse")
 @pytest.mark.parametrize("kind", ["decoupled", "center", "dfl"])
 @pytest.mark.parametrize("slicer", ["grid", "none"])
 @torch.no_grad()
@@ -111,6 +113,7 @@ def test_sparse_positions_are_a_subset_with_the_same_values(tiny: BuildTiny, kin
         torch.testing.assert_close(a.raw[rows_of(b.position, a.grid_hw)], b.raw, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("always_sparse")
 @pytest.mark.parametrize("kind", ["decoupled", "center", "dfl"])
 @torch.no_grad()
 def test_sparse_heads_at_the_borders_of_a_patch(tiny: BuildTiny, kind: str) -> None:

@@ -14,6 +14,7 @@ from models.slicer import (
     cut_patches,
     fixed_grid,
     local_maxima,
+    max_3x3,
     patch_size,
     slice_greedy,
     slice_grid,
@@ -157,6 +158,58 @@ def test_properties_of_random_maps(name: str, prob: torch.Tensor) -> None:
         own = box[patches.image_index == image]
         covered = (own[:, 0] <= x) & (x < own[:, 2]) & (own[:, 1] <= y) & (y < own[:, 3])
         assert covered.any(), f"peak ({x}, {y}) of image {image} is covered"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 1, 5, 7), (3, 2, 16, 24), (0, 1, 4, 4)])
+def test_max_3x3_is_max_pooling(shape: tuple[int, ...]) -> None:
+    maps = torch.randn(shape)
+    assert torch.equal(max_3x3(maps), torch.nn.functional.max_pool2d(maps, 3, 1, 1))
+
+
+def greedy_by_definition(prob: np.ndarray, config: SlicerConfig) -> list[list[int]]:
+    """Paper algorithm 1 for one map [H, W], step by step: corners [x, y] in the order of choice."""
+    height, width = prob.shape
+    size_y, size_x = patch_size((height, width), config.patches_per_side)
+    active = prob >= config.threshold
+
+    def margins(occupied: np.ndarray) -> int:
+        first, last = np.flatnonzero(occupied)[[0, -1]]
+        leading, trailing = int(first), len(occupied) - 1 - int(last)
+        if config.shift == "edge":
+            return leading if leading > trailing else -trailing
+        return int((leading - trailing) / 2)
+
+    peaks: list[tuple[float, int, int]] = []
+    for y, x in zip(*np.nonzero(active), strict=True):
+        if prob[max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2].max() == prob[y, x]:
+            top, left = y - size_y // 2, x - size_x // 2
+            window = prob[max(top, 0) : max(top + size_y, 0), max(left, 0) : max(left + size_x, 0)]
+            peaks.append((float(window.astype(np.float64).sum()), y, x))
+    peaks.sort(key=lambda peak: -peak[0])
+    corners: list[list[int]] = []
+    while peaks and (config.max_patches is None or len(corners) < config.max_patches):
+        _, y, x = peaks[0]
+        y0, x0 = (min(max(v - s // 2, 0), m - s) for v, s, m in ((y, size_y, height), (x, size_x, width)))
+        window = active[y0 : y0 + size_y, x0 : x0 + size_x]
+        x0 = min(max(x0 + margins(np.any(window, axis=0)), 0), width - size_x)
+        y0 = min(max(y0 + margins(np.any(window, axis=1)), 0), height - size_y)
+        corners.append([x0, y0])
+        peaks = [p for p in peaks if not (y0 <= p[1] < y0 + size_y and x0 <= p[2] < x0 + size_x)]
+    return corners
+
+
+@pytest.mark.parametrize("shift", ["edge", "center"])
+@pytest.mark.parametrize("max_patches", [None, 2])
+@settings(max_examples=40, deadline=None)
+@given(prob=heatmaps())
+def test_greedy_follows_its_definition(shift: str, max_patches: int | None, prob: torch.Tensor) -> None:
+    """Probabilities in steps of 1/1024, whose sums are exact: many windows have the same."""
+    prob = (prob * 1024).round() / 1024
+    config = config_of(f"greedy-{shift}", max_patches=max_patches)
+    patches = patches_of(prob, config)
+    for image in range(len(prob)):
+        found = patches.xyxy_cell[patches.image_index == image, :2].tolist()
+        assert found == greedy_by_definition(prob[image, 0].numpy(), config)
 
 
 def test_fixed_grid_covers_the_map_once_per_image() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.ops import batched_nms, box_iou
 
 from utils.boxes import (
     Letterbox,
@@ -186,3 +186,70 @@ def test_against_a_plain_loop(dtype: torch.dtype) -> None:
     found = non_max_suppression(boxes, scores, conf_thres=0.0, iou_thres=0.4, multi_label=False)
     assert torch.equal(found[0], boxes[kept]) and found[0].dtype == dtype
     assert torch.equal(found[1], best[kept]) and torch.equal(found[2], label[kept])
+
+
+def sorted_out(
+    boxes: torch.Tensor, scores: torch.Tensor, iou_thres: float, conf_thres: float, multi_label: bool
+) -> list[tuple[float, int, int]]:
+    """Suppression from its definition: (score, box, label), best first, over the best 5000 candidates."""
+    best = scores.argmax(dim=1).tolist()
+    every = [
+        (score, box, label)
+        for box, row in enumerate(scores.tolist())
+        for label, score in enumerate(row)
+        if score > conf_thres and (multi_label or label == best[box])
+    ]
+    every = sorted(every, reverse=True)[:5000]
+    overlap = box_iou(boxes, boxes)
+    kept: list[tuple[float, int, int]] = []
+    for score, box, label in every:
+        rivals = [b for _, b, other in kept if other == label]
+        if not rivals or overlap[box, rivals].max() <= iou_thres:
+            kept.append((score, box, label))
+    return kept
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+@pytest.mark.parametrize(("boxes_count", "spread"), [(700, 3000), (700, 40), (30, 100)])
+@pytest.mark.parametrize("max_det", [1, 20, 100, 500])
+def test_many_candidates_against_the_definition(
+    boxes_count: int, spread: int, multi_label: bool, max_det: int
+) -> None:
+    """More than 5000 candidates of 10 classes; scattered, so the best few suffice, or heaped, so they do not."""
+    generator = torch.Generator().manual_seed(boxes_count + spread)
+    corner = torch.rand(boxes_count, 2, generator=generator) * spread
+    boxes = torch.cat([corner, corner + 20 + torch.rand(boxes_count, 2, generator=generator) * 20], dim=1)
+    scores = torch.randperm(boxes_count * 10, generator=generator).view(-1, 10) / (boxes_count * 10)
+    expected = sorted_out(boxes, scores, 0.5, 0.01, multi_label)[:max_det]
+    found = non_max_suppression(
+        boxes, scores, conf_thres=0.01, iou_thres=0.5, max_det=max_det, multi_label=multi_label
+    )
+    assert found[1].tolist() == [score for score, _, _ in expected]
+    assert found[2].tolist() == [label for _, _, label in expected]
+    assert torch.equal(found[0], boxes[[box for _, box, _ in expected]])
+
+
+def test_both_ways_of_the_early_end_occur(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scattered boxes need one suppression of the best few, a heap of boxes a second one of all."""
+    calls: list[int] = []
+
+    def counted(*args: torch.Tensor) -> torch.Tensor:
+        calls.append(len(args[0]))
+        return batched_nms(*args)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr("utils.boxes.batched_nms", counted)
+    scores = torch.linspace(0.2, 0.9, 100).unsqueeze(1).tolist()
+    for step, kept, expected in ((50.0, 10, [30]), (0.001, 1, [30, 100])):
+        calls.clear()
+        boxes = [[i * step, 0.0, i * step + 10, 10.0] for i in range(100)]
+        assert len(nms(boxes, scores, max_det=10)[0]) == kept
+        assert calls == expected
+
+
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_equal_scores_come_in_the_order_of_boxes_and_labels(multi_label: bool) -> None:
+    boxes = [[20.0 * i, 0.0, 20.0 * i + 9, 9.0] for i in range(50)]
+    found = nms(boxes, [[0.5, 0.5]] * 50, multi_label=multi_label)
+    labels = [0, 1] if multi_label else [0]
+    assert found[0][:, 0].tolist() == [b[0] for b in boxes for _ in labels]
+    assert found[2].tolist() == labels * 50
