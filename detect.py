@@ -2,8 +2,8 @@
 
     python detect.py --weights W.pt --source PATH --img-size 1536 --view-cluster
 
-Finding the pictures is in utils/sources.py, the network behind engine/inference.py, what is written in
-utils/detection_output.py.
+Finding and reading the pictures is in utils/sources.py, the network behind engine/inference.py, what is written in
+utils/detection_output.py. Threads read and resize pictures ahead of the network, and draw and write behind it.
 """
 
 from __future__ import annotations
@@ -11,8 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import closing
+from functools import partial
+
+import cv2
 
 from engine.inference import Detector, load_model
+from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural
 from utils.detect_cli import parse_detect_options
@@ -37,12 +42,18 @@ def detect(options: argparse.Namespace) -> int:
     folder = new_run_dir(options.project, options.name, options.exist_ok)
     summary = DetectionSummary()
     interrupted = False
+    if options.workers:
+        cv2.setNumThreads(0)  # one core per worker; OpenCV's own threads would fight over them
+    started = time.perf_counter()
     try:
-        with DetectionOutput(folder, detector.names, _output_options(options), source.relative) as output:
+        with DetectionOutput(
+            folder, detector.names, _output_options(options), source.relative, options.workers
+        ) as output:
             detect_all(source, detector, output, summary, options)
     except KeyboardInterrupt:
         interrupted = True
         log.warning("stopped by Ctrl-C; what was finished is complete")
+    summary.elapsed_s = time.perf_counter() - started
     for line in summary.lines(folder, source.problems):
         log.info("%s", line)
     if interrupted:
@@ -59,26 +70,21 @@ def detect_all(
 ) -> None:
     """Detect in every frame of a source, write what was asked for, say a line about each."""
     log = get_logger()
-    started = time.perf_counter()
-    for frame in source:
-        read = time.perf_counter()
-        (prediction,) = detector.predict(
-            [frame.image],
-            img_size=options.img_size,
-            conf_thres=options.conf_thres,
-            iou_thres=options.iou_thres,
-            max_det=options.max_det,
-            classes=options.classes,
-            agnostic=options.agnostic_nms,
-            augment=options.augment,
-        )
-        predicted = time.perf_counter()
-        output.write(frame, prediction)
-        written = time.perf_counter()
-        outside = {"read": (read - started) * 1e3, "write": (written - predicted) * 1e3}
-        summary.add(prediction, {"read": outside["read"], **prediction.times_ms, "write": outside["write"]})
-        log.info("%s", frame_line(frame, source, prediction, detector.names))
+    post = _postprocessing(options)
+    prepare = partial(detector.prepare, img_size=options.img_size)
+    with closing(source.read_ahead(prepare, options.workers)) as frames:
         started = time.perf_counter()
+        for frame, network_input in frames:
+            read = time.perf_counter()
+            (prediction,) = detector.detect([network_input], post, options.augment)
+            predicted = time.perf_counter()
+            output.write(frame, prediction)
+            written = time.perf_counter()
+            # With workers, reading and writing only take what the network had to wait for them.
+            waited = {"read": (read - started) * 1e3, "write": (written - predicted) * 1e3}
+            summary.add(prediction, {"read": waited["read"], **prediction.times_ms, "write": waited["write"]})
+            log.info("%s", frame_line(frame, source, prediction, detector.names))
+            started = time.perf_counter()
 
 
 def frame_line(frame: Frame, source: Source, prediction: PredictionLike, names: list[str]) -> str:
@@ -99,6 +105,16 @@ def _check_classes(classes: list[int] | None, names: list[str]) -> None:
         raise ConfigError(
             f"--classes {' '.join(map(str, unknown))}: this model has {len(names)} classes: {known}"
         )
+
+
+def _postprocessing(options: argparse.Namespace) -> PostprocessConfig:
+    return PostprocessConfig(
+        options.conf_thres,
+        options.iou_thres,
+        options.max_det,
+        agnostic=options.agnostic_nms,
+        classes=None if options.classes is None else tuple(options.classes),
+    )
 
 
 def _output_options(options: argparse.Namespace) -> OutputOptions:

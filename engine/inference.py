@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,7 @@ from utils.images import ByteImage
 from utils.profile import StageTimer
 from utils.results import Detections
 from utils.transforms import letterbox_image
+from utils.warp import channels_first
 
 
 @dataclass
@@ -45,8 +47,24 @@ class Prediction:
     times_ms: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class NetworkInput:
+    """An image as the network takes it, made by `Detector.prepare`.
+
+    Attributes:
+        pixels: uint8 [3, H, W] RGB on the CPU, in page-locked memory when the network is on a GPU.
+        letterbox: how the image was placed in them.
+    """
+
+    pixels: Tensor
+    letterbox: Letterbox
+
+
 class Detector:
-    """A network with its class names, on a device; made by `load_model`."""
+    """A network with its class names, on a device; made by `load_model`.
+
+    `predict` does everything. Where speed matters, `prepare` can run in other threads while `detect` is busy.
+    """
 
     def __init__(self, model: ESOD, names: list[str], device: torch.device) -> None:
         self.model = model.to(device).eval()
@@ -58,7 +76,6 @@ class Detector:
         """The type the network computes in."""
         return next(self.model.parameters()).dtype
 
-    @torch.inference_mode()
     def predict(
         self,
         images: Sequence[ByteImage],
@@ -83,36 +100,77 @@ class Detector:
         """
         if not images:
             return []
-        config = PostprocessConfig(
-            conf_thres,
-            iou_thres,
-            max_det,
-            agnostic=agnostic,
-            classes=None if classes is None else tuple(classes),
-        )
+        chosen = None if classes is None else tuple(classes)
+        config = PostprocessConfig(conf_thres, iou_thres, max_det, agnostic=agnostic, classes=chosen)
+        begin = time.perf_counter()
+        letterboxes = common_letterboxes([image.shape[:2] for image in images], img_size)
+        inputs = [self._place(image, box) for image, box in zip(images, letterboxes, strict=True)]
+        placing_ms = (time.perf_counter() - begin) * 1e3 / len(images)
+        predictions = self.detect(inputs, config, augment)
+        for prediction in predictions:
+            prediction.times_ms["preprocess"] += placing_ms
+        return predictions
+
+    def prepare(self, image: ByteImage, img_size: int | tuple[int, int] = 1536) -> NetworkInput:
+        """Resize an image, once, into a network input of its own; by any thread, the network is not used.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+            img_size: see `predict`.
+        """
+        (letterbox,) = common_letterboxes([image.shape[:2]], img_size)
+        return self._place(image, letterbox)
+
+    @torch.inference_mode()
+    def detect(
+        self, inputs: Sequence[NetworkInput], config: PostprocessConfig, augment: bool = False
+    ) -> list[Prediction]:
+        """Detect objects in inputs of one size, as one batch; one `Prediction` each, in order.
+
+        Raises:
+            ValueError: no inputs, or of different sizes.
+        """
+        shapes = {tuple(one.pixels.shape) for one in inputs}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"{len(inputs)} inputs of {len(shapes)} shapes; expected at least one, of one shape"
+            )
         timer = StageTimer(self.device)
-        with timer.frame(len(images)):
+        letterboxes = [one.letterbox for one in inputs]
+        with timer.frame(len(inputs)):
             with timer.stage("preprocess"):
-                letterboxes = common_letterboxes([image.shape[:2] for image in images], img_size)
-                batch = self._to_input(images, letterboxes)
+                batch = self._to_batch([one.pixels for one in inputs])
             output = self.model(batch, timer=timer)
             with timer.stage("nms"):
-                decoded = decode(output, self.model.head.coder, conf_thres)
+                decoded = decode(output, self.model.head.coder, config.conf_thres)
                 if augment:
-                    decoded = decode_views(self.model, batch, decoded, conf_thres)
+                    decoded = decode_views(self.model, batch, decoded, config.conf_thres)
                 found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
-        times = {name: stage.mean_ms for name, stage in timer.summary().stages.items()}
+        times = {name: stage.mean_ms / len(inputs) for name, stage in timer.summary().stages.items()}
         return [
             Prediction(
-                detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, times
+                detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, dict(times)
             )
             for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
         ]
 
-    def _to_input(self, images: Sequence[ByteImage], letterboxes: Sequence[Letterbox]) -> Tensor:
-        placed = [letterbox_image(image, box) for image, box in zip(images, letterboxes, strict=True)]
-        batch = torch.from_numpy(np.stack(placed)).to(self.device, non_blocking=True)
-        return batch.permute(0, 3, 1, 2).to(self.dtype) / 255
+    def _place(self, image: ByteImage, letterbox: Letterbox) -> NetworkInput:
+        placed = letterbox_image(image, letterbox)
+        shape = (3, *letterbox.input_hw)
+        if self.device.type == "cuda":
+            with torch.cuda.device(
+                self.device
+            ):  # a thread begins on the first GPU, whatever the network's is
+                pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            pixels = torch.empty(shape, dtype=torch.uint8)
+        channels_first(placed, pixels.numpy())
+        return NetworkInput(pixels, letterbox)
+
+    def _to_batch(self, pixels: Sequence[Tensor]) -> Tensor:
+        """[B, 3, H, W] in 0–1 on the device, in the network's type; bytes travel, a quarter of floats."""
+        stacked = pixels[0][None] if len(pixels) == 1 else torch.stack(list(pixels))
+        return stacked.to(self.device, non_blocking=True).to(self.dtype).div_(255)
 
 
 def load_model(

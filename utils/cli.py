@@ -156,7 +156,7 @@ def _whole_number(text: str, least: int) -> int:
 
 
 def default_workers() -> int:
-    """Data loading processes by default: one per usable CPU core, at most 8."""
+    """Data loading processes or threads by default: one per usable CPU core, at most 8."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, usable)
 

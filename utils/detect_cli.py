@@ -11,6 +11,7 @@ from utils.cli import (
     add_model_arguments,
     add_run_arguments,
     add_speed_arguments,
+    default_workers,
     non_negative_int,
     positive_int,
     probability,
@@ -19,7 +20,6 @@ from utils.cli import (
 DESCRIPTION = "Detect objects in an image, a folder, a glob, a .txt list or a video."
 REFUSED = {
     "--view-img": "the pictures are saved; look into the folder printed at the end",
-    "--workers": "pictures are read one at a time, in this process",
     "--update": "released checkpoints are read as they are; scripts/model_convert.py writes them anew",
 }
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
@@ -120,6 +120,13 @@ def _add_device_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="",
         help="cpu, or a GPU number such as 0 (default: the first GPU, or the CPU when there is none)",
+    )
+    group.add_argument(
+        "--workers",
+        type=non_negative_int,
+        default=default_workers(),
+        metavar="N",
+        help="threads that read and resize pictures ahead of the model, and as many that draw and write; 0: none",
     )
     add_speed_arguments(group)
 

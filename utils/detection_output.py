@@ -12,20 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from utils.background import WriteQueue
 from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth, plural
 from utils.draw import draw_boxes, save_image
 from utils.images import ByteImage
 from utils.logger import LOGGER_NAME
 from utils.results import Detections, PredictionLike
 from utils.sources import Frame
-from utils.writers import OutputNames, VideoWriter, class_name, save_crops, write_darknet
+from utils.summary import Throughput
+from utils.writers import OutputNames, VideoWriter, class_name, crop_paths, save_crops, write_darknet
 
 logger = logging.getLogger(f"{LOGGER_NAME}.detection_output")
 
 CLUSTER_ENDING = "_cluster"
+BEHIND_PER_WORKER = 2
+"""So many files per thread may wait for being drawn and written."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class OutputOptions:
 
 
 class DetectionOutput:
-    """Writes the results of a run into its folder; use it in a ``with`` block, which finishes the videos.
+    """Writes the results of a run into its folder; use it in a ``with`` block: at its end all is written.
 
     ``sub/a.jpg`` of the source becomes ``sub/a.jpg`` (boxes), ``sub/a_cluster.jpg``, ``labels/sub/a.txt``
     and ``crops/<class>/sub/a_<number>.jpg``; a video ``v.mp4`` becomes ``v.webm``, ``v_cluster.webm``, and
@@ -49,24 +54,48 @@ class DetectionOutput:
     """
 
     def __init__(
-        self, folder: Path, names: Sequence[str], options: OutputOptions, relative: Callable[[Path], Path]
+        self,
+        folder: Path,
+        names: Sequence[str],
+        options: OutputOptions,
+        relative: Callable[[Path], Path],
+        workers: int = 0,
     ) -> None:
-        """relative: where a file of the source belongs below the folder; `Source.relative` is one."""
+        """
+        Args:
+            folder: of the run.
+            names: class names.
+            options: what to write.
+            relative: where a file of the source belongs below the folder; `Source.relative` is one.
+            workers: threads that draw and write while the caller goes on, at most `BEHIND_PER_WORKER` files
+                each behind it; 0: everything is written when it is given.
+        """
         self.folder, self.names, self.options = folder, names, options
         self._relative = relative
         self._used = OutputNames()
         self._item: tuple[int, Path] | None = None
         self._videos: dict[str, VideoWriter] = {}
         self._open_videos = ExitStack()
+        self._queue = WriteQueue(workers, BEHIND_PER_WORKER * workers)
 
     def write(self, frame: Frame, prediction: PredictionLike) -> None:
-        """Write everything that was asked for of one frame."""
-        options = self.options
-        stem = self._stem_of(frame)
+        """Write everything that was asked for of one frame, or (with workers) see to it that it is written.
+
+        Raises what writing this or an earlier frame raised. Neither frame nor prediction may be changed after.
+        """
+        options, in_order = self.options, frame.video is not None
+        found = prediction.detections.to("cpu")
+        stem = self._stem_of(frame)  # names are given out here, so that they do not depend on the threads
         if options.save_pictures:
-            self._picture(frame, stem, "", frame.path.suffix, self._draw(frame.image, prediction.detections))
+            draw = partial(self._draw, frame.image, found)
+            self._queue.run(
+                partial(self._picture, frame, stem, "", frame.path.suffix, draw), in_order=in_order
+            )
         if options.view_cluster:
-            self._picture(frame, stem, CLUSTER_ENDING, ".jpg", self._cluster(frame, prediction))
+            draw = partial(self._cluster, frame, prediction)
+            self._queue.run(
+                partial(self._picture, frame, stem, CLUSTER_ENDING, ".jpg", draw), in_order=in_order
+            )
         if not (options.save_txt or options.save_crop):
             return
         if frame.frame_number is not None:
@@ -74,13 +103,20 @@ class DetectionOutput:
         if options.save_txt:
             hw = (frame.image.shape[0], frame.image.shape[1])
             path = self.folder / "labels" / f"{stem}.txt"
-            write_darknet(path, prediction.detections, hw, options.save_conf)
+            self._queue.run(partial(write_darknet, path, found, hw, options.save_conf))
         if options.save_crop:
             crops = self.folder / "crops"
-            save_crops(frame.image, prediction.detections, self.names, crops, stem, self._used)
+            paths = crop_paths(found.label.tolist(), self.names, crops, stem, self._used)
+            self._queue.run(partial(save_crops, frame.image, found, paths))
 
     def close(self) -> None:
-        """Finish the videos of the current item."""
+        """Wait until everything is written, and finish the videos; raises what writing raised."""
+        try:
+            self._queue.finish()
+        finally:
+            self._finish_videos()
+
+    def _finish_videos(self) -> None:
         self._videos.clear()
         self._open_videos.close()
 
@@ -95,7 +131,7 @@ class DetectionOutput:
     def _stem_of(self, frame: Frame) -> Path:
         """Path below the folder, without suffix, that belongs to this file of the source alone."""
         if self._item is None or self._item[0] != frame.index:
-            self.close()
+            self._queue.run(self._finish_videos, in_order=True)
             relative = self._relative(frame.path)
             stem = self._used.claim(relative.with_name(relative.stem), ("", CLUSTER_ENDING))
             self._item = (frame.index, stem)
@@ -103,7 +139,6 @@ class DetectionOutput:
 
     def _draw(self, image: ByteImage, found: Detections) -> ByteImage:
         style = self.options.style
-        found = found.to("cpu")
         return draw_boxes(
             image, found.xyxy, found.label, found.score, self.names,
             style.line_thickness, style.hide_labels, style.hide_conf,
@@ -119,8 +154,11 @@ class DetectionOutput:
                            truth.problems[0])  # fmt: skip
         return draw_cluster_picture(frame.image, prediction, self.names, truth, self.options.style)
 
-    def _picture(self, frame: Frame, stem: Path, ending: str, suffix: str, picture: ByteImage) -> None:
-        """Save a picture, or append it to the video it belongs to."""
+    def _picture(
+        self, frame: Frame, stem: Path, ending: str, suffix: str, draw: Callable[[], ByteImage]
+    ) -> None:
+        """Draw and save a picture, or append it to the video it belongs to."""
+        picture = draw()
         path = self.folder / stem.with_name(f"{stem.name}{ending}")
         if frame.video is None:
             save_image(path.with_name(f"{path.name}{suffix}"), picture)
@@ -140,16 +178,23 @@ def count_classes(found: Detections, names: Sequence[str]) -> str:
 
 @dataclass
 class DetectionSummary:
-    """What a run has done so far, in numbers; times are kept per frame and stage."""
+    """What a run has done so far, in numbers; times are kept per frame and stage.
+
+    Attributes:
+        elapsed_s, model_s: see `Throughput`.
+    """
 
     frames: int = 0
     detections: int = 0
     patches: int = 0
     times_ms: dict[str, list[float]] = field(default_factory=dict)
+    elapsed_s: float = 0.0
+    model_s: float = 0.0
 
     def add(self, prediction: PredictionLike, times_ms: Mapping[str, float]) -> None:
-        """Count one frame; times_ms by stage, in order, everything that was spent on it."""
+        """Count one frame; times_ms by stage, in order, everything that the loop spent on it."""
         self.frames += 1
+        self.model_s += sum(prediction.times_ms.values()) / 1e3
         self.detections += len(prediction.detections)
         self.patches += len(prediction.patches_orig)
         for stage, milliseconds in times_ms.items():
@@ -168,6 +213,7 @@ class DetectionSummary:
             medians = {stage: statistics.median(values) for stage, values in self.times_ms.items()}
             stages = ", ".join(f"{stage} {value:.1f}" for stage, value in medians.items())
             text.append(f"ms per image (median): {stages}; together {sum(medians.values()):.1f}")
+            text.append(Throughput(self.frames, self.elapsed_s, self.model_s).line())
         if problems:
             text.append(f"{len(problems)} not read or not whole:")
             text += [f"  {problem}" for problem in problems[:shown]]

@@ -10,7 +10,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -20,12 +20,16 @@ ByteImage = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
 JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
+JPEG_START = b"\xff\xd8\xff"
+"""The first bytes of every JPEG file, whatever its name."""
 MASKED_SUFFIX = "_masked"
 """Stem ending of the copies in which data preparation greyed out the ignored regions."""
 
 _TAIL_BYTES = 65536
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
+_DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
+"""OpenCV from 4.11 on spares a pass over the pixels."""
 _REDUCED_READ = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -96,14 +100,41 @@ def read_image(path: Path, reduce: int = 1) -> ByteImage:
         raise ValueError(f"{path}: only JPEG files can be decoded at a reduced size (reduce={reduce})")
     try:
         data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        image = (
-            cv2.imdecode(data, _REDUCED_READ[reduce] | cv2.IMREAD_IGNORE_ORIENTATION) if data.size else None
-        )
+        image = _decode(data, reduce) if data.size else None
     except (OSError, cv2.error) as error:
         raise ImageError(f"{path}: cannot read the image: {error}") from error
     if image is None:
         raise ImageError(f"{path}: not a readable image (damaged, or not what its name says)")
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image), dtype=np.uint8)
+    return image
+
+
+def decode_jpeg(data: npt.NDArray[np.uint8], *, upright: bool) -> ByteImage | None:
+    """The pixels of a JPEG file's bytes at full size: uint8 [H, W, 3] RGB; None when it is damaged.
+
+    Args:
+        data: all bytes of the file, which begin with `JPEG_START`.
+        upright: turned as its EXIF orientation says; False: as stored.
+
+    Raises:
+        cv2.error: OpenCV gives up on it.
+    """
+    stored = 0 if upright else cv2.IMREAD_IGNORE_ORIENTATION
+    if _DECODES_TO_RGB:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | stored)
+        return None if image is None else np.asarray(image, dtype=np.uint8)
+    return _swapped(cv2.imdecode(data, cv2.IMREAD_COLOR | stored))
+
+
+def _decode(data: npt.NDArray[np.uint8], reduce: int) -> ByteImage | None:
+    """An image file's bytes of any format as uint8 [H, W, 3] RGB, as stored; None when damaged."""
+    if reduce == 1 and data[: len(JPEG_START)].tobytes() == JPEG_START:
+        return decode_jpeg(data, upright=False)
+    return _swapped(cv2.imdecode(data, _REDUCED_READ[reduce] | cv2.IMREAD_IGNORE_ORIENTATION))
+
+
+def _swapped(bgr: npt.NDArray[Any] | None) -> ByteImage | None:
+    """BGR as RGB, in place."""
+    return None if bgr is None else np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB, dst=bgr), dtype=np.uint8)
 
 
 def image_hw(path: Path) -> tuple[int, int]:

@@ -1,27 +1,31 @@
 """Where pictures to detect in come from: an image, a folder, a glob, a list file or a video.
 
-`open_source` finds the items, iterating yields frames that are always 8-bit RGB. An item that cannot be
-read is reported, counted and skipped. Not here: live streams and cameras, letterboxing, batching.
+`open_source` finds the items, iterating yields frames that are always 8-bit RGB (utils/decoding.py), with
+`Source.read_ahead` while the model is still busy with earlier ones. An item that cannot be read is reported,
+counted and skipped. Not here: live streams and cameras, what becomes of a frame, batching.
 """
 
 from __future__ import annotations
 
 import glob
 import logging
-import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypeVar
 
-import cv2
-import numpy as np
-from numpy.typing import NDArray
-
+from utils.background import Jobs, look_ahead
+from utils.decoding import VideoCutError, VideoError, VideoInfo, read_picture, read_video
 from utils.images import IMAGE_SUFFIXES, MASKED_SUFFIX, ByteImage, ImageError
 from utils.logger import LOGGER_NAME
+
+T = TypeVar("T")
+Prepare = Callable[[ByteImage], T]
+"""What becomes of a frame's pixels (uint8 [H, W, 3] RGB) before it is handed out."""
 
 logger = logging.getLogger(f"{LOGGER_NAME}.sources")
 
@@ -29,28 +33,14 @@ VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".webm", ".wmv",
 })  # fmt: skip
 
+AHEAD_PER_WORKER = 2
+"""So many pictures per thread may be decoded, or being decoded, before they are asked for."""
+
 _OFFERED = "give an image, a video, a folder, a glob or a .txt list"
-_FALLBACK_FPS = 25.0
-_LARGEST_BY_BITS = (255, 1023, 4095, 16383, 65535)
-_TRANSPARENT_RGB = 114  # the grey that letterboxing pads with: to the network, "no picture here"
-_JPEG_START, _JPEG_END = b"\xff\xd8\xff", b"\xff\xd9"
 
 
 class SourceError(ValueError):
     """A source that names nothing to detect in; the message says what was given and what to give."""
-
-
-class VideoError(ValueError):
-    """A video that cannot be decoded; the message names the file and the reason."""
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known of a video: frames per second, number of frames (None: not said), (height, width)."""
-
-    fps: float
-    frame_count: int | None
-    hw: tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,14 +86,30 @@ class Source:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Frame]:
+        for frame, _ in self.read_ahead(lambda image: None):
+            yield frame
+
+    def read_ahead(self, prepare: Prepare[T], workers: int = 0) -> Generator[tuple[Frame, T], None, None]:
+        """Each frame with what was made of it; in the order of the items, what cannot be read left out.
+
+        Close the iterator (`contextlib.closing`) if it may not be used up: that ends the threads.
+
+        Args:
+            prepare: called with the pixels of every frame, by any thread; an error it raises comes out here.
+            workers: threads that decode and prepare, up to `AHEAD_PER_WORKER` pictures each in advance (the
+                frames of a video are decoded by one more thread, one after the other); 0: none, every frame
+                is decoded when it is asked for.
+        """
         self._start()
-        for index, path in enumerate(self.paths):
-            frames = self._video(index, path) if is_video(path) else self._image(index, path)
-            try:
-                yield from frames
-            except (ImageError, VideoError) as error:
-                self._report(str(error))
-                self.skipped += 1
+        with closing(look_ahead(self._jobs(prepare), workers, AHEAD_PER_WORKER * workers)) as results:
+            for result in results:
+                try:
+                    item = result()
+                except (ImageError, VideoError) as error:
+                    self._report(str(error))
+                    self.skipped += not isinstance(error, VideoCutError)
+                    continue
+                yield item
 
     def relative(self, path: Path) -> Path:
         """Path below `root`, for output files that keep the folders of the source; else its name alone."""
@@ -117,18 +123,38 @@ class Source:
         self.problems.append(problem)
         logger.warning("skipped: %s", problem)
 
-    def _image(self, index: int, path: Path) -> Iterator[Frame]:
-        yield Frame(read_picture(path), path, index, None, len(self), None)
+    def _jobs(self, prepare: Prepare[T]) -> Jobs[tuple[Frame, T]]:
+        """One job per frame, which gives it or raises what is wrong with its file."""
+        for index, path in enumerate(self.paths):
+            if not is_video(path):
+                yield partial(self._image, index, path, prepare)
+                continue
+            try:
+                for frame in self._video(index, path):
+                    yield partial(_with_prepared, frame, prepare)
+            except VideoError as error:
+                yield partial(_raise, error)
+
+    def _image(self, index: int, path: Path, prepare: Prepare[T]) -> tuple[Frame, T]:
+        return _with_prepared(Frame(read_picture(path), path, index, None, len(self), None), prepare)
 
     def _video(self, index: int, path: Path) -> Iterator[Frame]:
-        """Frames of a video; one that stops well before its stated end is reported but not called skipped."""
+        """Frames of a video; VideoCutError after the last when it stops well before its stated end."""
         number, expected = -1, None
         for number, (image, video) in enumerate(read_video(path)):
             expected = video.frame_count
             yield Frame(image, path, index, number, len(self), video)
         # The count in a header is often an estimate from the duration: a few frames are no defect.
         if expected is not None and number + 1 < expected - max(5, expected // 50):
-            self._report(f"{path}: the video after frame {number + 1} of {expected}: not readable")
+            raise VideoCutError(f"{path}: the video after frame {number + 1} of {expected}: not readable")
+
+
+def _with_prepared(frame: Frame, prepare: Prepare[T]) -> tuple[Frame, T]:
+    return frame, prepare(frame.image)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 def open_source(spec: str) -> Source:
@@ -182,110 +208,6 @@ def common_folder(paths: Sequence[Path]) -> Path | None:
 def _absolute(path: Path) -> Path:
     """Absolute, without "..", links not resolved (a linked folder keeps the name the user knows)."""
     return Path(os.path.normpath(path.absolute()))
-
-
-def read_picture(path: str | Path) -> ByteImage:
-    """Read a picture as 8-bit RGB, uint8 [H, W, 3], the way a viewer shows it.
-
-    Unlike `utils.images.read_image`, whose pixels must lie where the label files say: here a JPEG is turned
-    upright by its EXIF orientation.
-    Grey becomes three equal channels, transparent pixels are laid over grey, more than 8 bits are scaled
-    down (see `to_uint8`). Any path the file system knows works, also non-ASCII ones on Windows.
-    Raises ImageError for a missing, empty, truncated or undecodable file.
-    """
-    try:
-        data = np.fromfile(path, dtype=np.uint8)
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror or error}") from error
-    if not data.size:
-        raise ImageError(f"{path}: the file is empty")
-    is_jpeg = data[:3].tobytes() == _JPEG_START
-    if is_jpeg and _JPEG_END not in data[-65536:].tobytes():  # some OpenCV versions fill the rest with grey
-        raise ImageError(f"{path}: the file ends early (truncated JPEG)")
-    try:
-        decoded = cv2.imdecode(data, cv2.IMREAD_COLOR if is_jpeg else cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise ImageError(f"{path}: not decodable as a picture ({str(error).strip()})") from error
-    if decoded is None:
-        raise ImageError(f"{path}: not a picture, or a damaged one")
-    try:
-        return _bgr_to_rgb(decoded)
-    except ValueError as error:
-        raise ImageError(f"{path}: {error}") from error
-
-
-def to_uint8(values: NDArray[Any]) -> ByteImage:
-    """Pixel values of any depth as 0–255, brightness in proportion; the same shape.
-
-    8-bit stays as it is. Integers are divided by the full scale of the fewest bits (8, 10, 12, 14 or 16)
-    that hold the largest value, because 12-bit cameras often store their values unscaled in 16 bits.
-    Floats up to 1 are taken as 0–1, larger ones as integers. Negative and not-a-number become 0.
-    """
-    if values.dtype == np.uint8:
-        return values.astype(np.uint8, copy=False)
-    numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(numbers.max(initial=0.0))
-    if np.issubdtype(values.dtype, np.floating) and largest <= 1.0:
-        full_scale = 1.0
-    else:
-        full_scale = next((float(limit) for limit in _LARGEST_BY_BITS if largest <= limit), largest)
-    scaled: ByteImage = np.rint(np.clip(numbers * (255.0 / full_scale), 0, 255)).astype(np.uint8)
-    return scaled
-
-
-def read_video(path: Path) -> Iterator[tuple[ByteImage, VideoInfo]]:
-    """Frames (uint8 [H, W, 3], RGB) of a video in order, each with what is known of the video.
-
-    Raises VideoError, at the first frame, when not a single frame can be decoded.
-    """
-    if not path.is_file():
-        raise VideoError(f"{path}: no such file")
-    capture = cv2.VideoCapture(str(path))
-    try:
-        video: VideoInfo | None = None
-        while True:
-            success, bgr = capture.read()
-            if not success:
-                break
-            video = video or _video_info(capture, bgr)
-            yield _bgr_to_rgb(bgr), video
-        if video is None:
-            raise VideoError(f"{path}: not a video, a damaged one, or a codec that OpenCV cannot read")
-    finally:
-        capture.release()
-
-
-def _video_info(capture: cv2.VideoCapture, first: NDArray[Any]) -> VideoInfo:
-    fps = float(capture.get(cv2.CAP_PROP_FPS))
-    count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
-    known_fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FALLBACK_FPS
-    known_count = int(count) if math.isfinite(count) and 0 < count < 1e9 else None
-    return VideoInfo(known_fps, known_count, (first.shape[0], first.shape[1]))
-
-
-def _bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:
-    """OpenCV's grey, BGR or BGRA array of any depth as contiguous 8-bit RGB."""
-    channels = 1 if decoded.ndim == 2 else decoded.shape[2]
-    if channels not in (1, 2, 3, 4):
-        raise ValueError(f"{channels} channels; convert it to grey, RGB or RGBA first")
-    layers = decoded.reshape(*decoded.shape[:2], channels)
-    has_alpha = channels in (2, 4)
-    picture = to_uint8(layers[..., : channels - has_alpha])
-    if has_alpha:
-        picture = _over_grey(picture, layers[..., -1:])
-    if picture.shape[2] == 1:
-        picture = np.repeat(picture, 3, axis=2)
-    return np.ascontiguousarray(picture[..., ::-1])
-
-
-def _over_grey(picture: ByteImage, alpha: NDArray[Any]) -> ByteImage:
-    """A picture [H, W, C] with opacity alpha [H, W, 1] laid over plain grey."""
-    largest = float(np.iinfo(alpha.dtype).max) if np.issubdtype(alpha.dtype, np.integer) else 1.0
-    opacity = np.clip(alpha.astype(np.float32) / largest, 0.0, 1.0)
-    if float(opacity.min(initial=1.0)) >= 1.0:
-        return picture
-    blended: ByteImage = np.rint(picture * opacity + _TRANSPARENT_RGB * (1.0 - opacity)).astype(np.uint8)
-    return blended
 
 
 def _refuse_other_kinds(spec: str) -> None:

@@ -1,4 +1,4 @@
-"""Many numbers in a few: mean, median and extremes over images, and the straight line through points."""
+"""Many numbers in a few: mean, median and extremes over images, the straight line through points, throughput."""
 
 from __future__ import annotations
 
@@ -79,3 +79,41 @@ def linear_fit(x: Sequence[float], y: Sequence[float]) -> LinearFit | None:
 def _three_digits(value: float) -> str:
     """Three significant digits, all those before the point, and no exponent for large numbers."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """How many images a second a command gets through, and how many its model alone would.
+
+    Attributes:
+        images: number of them.
+        elapsed_s: the whole work on them, from opening the first file to the end of the last, without loading the
+            model.
+        model_s: of that, the time in which the model was at work: from the image in the size of the network input to
+            its detections.
+    """
+
+    images: int
+    elapsed_s: float
+    model_s: float
+
+    @property
+    def ratio(self) -> float | None:
+        """Whole command over model alone, at most 1: what reading, writing and scoring leave of the model's speed."""
+        return self.model_s / self.elapsed_s if self.elapsed_s > 0 else None
+
+    def to_dict(self) -> dict[str, float | None]:
+        """For JSON; None where nothing was measured."""
+        return {
+            "images_per_second": self.images / self.elapsed_s if self.elapsed_s > 0 else None,
+            "images_per_second_model": self.images / self.model_s if self.model_s > 0 else None,
+            "ratio": self.ratio,
+        }
+
+    def line(self) -> str:
+        """The numbers in words."""
+        values = {key: "n/a" if value is None else f"{value:.2f}" for key, value in self.to_dict().items()}
+        return (
+            f"images per second: {values['images_per_second']} in all, "
+            f"{values['images_per_second_model']} the model alone, ratio {values['ratio']}"
+        )

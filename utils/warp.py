@@ -42,11 +42,13 @@ def transform_boxes(xyxy: npt.NDArray[Any], matrix: npt.NDArray[Any]) -> npt.NDA
     return np.stack([moved_x.min(1), moved_y.min(1), moved_x.max(1), moved_y.max(1)], axis=1)
 
 
-def channels_first(image: ByteImage) -> ByteImage:
-    """[H, W, 3] as a new, contiguous [3, H, W]; quicker than numpy's transposition."""
-    planes = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8)
+def channels_first(image: ByteImage, out: ByteImage | None = None) -> ByteImage:
+    """[H, W, 3] as a contiguous [3, H, W], a new one or the given one; quicker than numpy's transposition."""
+    planes = np.empty((image.shape[2], *image.shape[:2]), dtype=np.uint8) if out is None else out
     written = cv2.split(image, mv=[*planes])
-    return planes if np.may_share_memory(written[0], planes) else np.stack(written)
+    if not np.may_share_memory(written[0], planes):
+        planes[...] = written
+    return planes
 
 
 def draw(canvas: ByteImage, hw: tuple[int, int], read: Reader, matrix: Matrix) -> Matrix:

@@ -82,38 +82,38 @@ def write_darknet(
     _write_text(path, "".join(lines))
 
 
-def save_crops(
-    image: ByteImage,
-    detections: Detections,
-    names: Sequence[str],
-    folder: Path,
-    stem: Path,
-    used: OutputNames,
+def crop_paths(
+    labels: Sequence[int], names: Sequence[str], folder: Path, stem: Path, used: OutputNames
 ) -> list[Path]:
-    """Save what is inside each box as ``folder/<class name>/<stem>_<number>.jpg``; best score first, from 0.
+    """Where the crops of an image's detections go: ``folder/<class name>/<stem>_<number>.jpg``, from 0.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the image the detections are in.
-        detections: in its pixels; boxes are rounded outwards and hold at least one pixel.
+        labels: class index of each detection, best score first.
         names: class names; characters that no file name may have become "_".
         folder: where the class folders go.
         stem: of the image, may have folders of its own.
         used: gives a crop another name where its own is taken.
+    """
+    wanted = [
+        folder / _file_name(class_name(names, label)) / stem.with_name(f"{stem.name}_{number}")
+        for number, label in enumerate(labels)
+    ]
+    return [Path(f"{used.claim(path)}.jpg") for path in wanted]
 
-    Returns:
-        The files written, in order of the detections.
+
+def save_crops(image: ByteImage, detections: Detections, paths: Sequence[Path]) -> None:
+    """Save what is inside each box.
+
+    Args:
+        image: uint8 [H, W, 3] RGB, the image the detections are in.
+        detections: in its pixels; boxes are rounded outwards and hold at least one pixel.
+        paths: where each goes, see `crop_paths`.
     """
     height, width = image.shape[:2]
-    found = detections.to("cpu")
-    written = []
-    for number, (box, label) in enumerate(zip(found.xyxy.tolist(), found.label.tolist(), strict=True)):
+    for path, box in zip(paths, detections.xyxy.tolist(), strict=True):
         x1, x2 = _pixel_range(box[0], box[2], width)
         y1, y2 = _pixel_range(box[1], box[3], height)
-        wanted = folder / _file_name(class_name(names, label)) / stem.with_name(f"{stem.name}_{number}")
-        path = Path(f"{used.claim(wanted)}.jpg")
         save_image(path, np.ascontiguousarray(image[y1:y2, x1:x2]))
-        written.append(path)
-    return written
 
 
 def class_name(names: Sequence[str], label: int) -> str:

@@ -32,6 +32,7 @@ def test_defaults() -> None:
     assert (options.weights, options.source) == ("weights/sample_yolov5n.pt", "data/images")
     assert (options.conf_thres, options.iou_thres, options.max_det) == (0.25, 0.45, 500)
     assert (options.project, options.name, options.exist_ok) == ("runs/detect", "exp", False)
+    assert 1 <= options.workers <= 8
     assert options.classes is None and options.line_thickness is None
     assert (options.slicer, options.head, options.heatmap_thres, options.max_patches) == (
         None,
@@ -49,10 +50,10 @@ def test_every_switch() -> None:
     line = (
         "--save-txt --save-conf --save-crop --classes 0 2 --agnostic-nms --max-det 9 --augment --half "
         "--hide-labels --hide-conf --nosave --exist-ok --slicer greedy --head sparse "
-        "--heatmap-thres 0.3 --max-patches 4"
+        "--heatmap-thres 0.3 --max-patches 4 --workers 0"
     )
     options = parse_detect_options(line.split())
-    assert options.classes == [0, 2] and options.max_det == 9
+    assert options.classes == [0, 2] and options.max_det == 9 and options.workers == 0
     assert (options.slicer, options.head, options.heatmap_thres, options.max_patches) == (
         "greedy",
         "sparse",
@@ -70,7 +71,7 @@ def test_every_switch() -> None:
         ("--img-size 1000", "992 or 1024"),
         ("--classes -1", "--classes"),
         ("--line-thickness 0", "at least 1"),
-        ("--workers 4", "one at a time"),
+        ("--workers -1", "at least 0"),
         ("--view-img", "not offered"),
         ("--view-clusters", "did you mean --view-cluster"),
     ],

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from utils.boxes import Letterbox
+from utils.decoding import read_picture
 from utils.detection_output import DetectionOutput, DetectionSummary, OutputOptions, count_classes
 from utils.results import Detections
-from utils.sources import open_source, read_picture
+from utils.sources import open_source
 
 NAMES = ["car", "van"]
 EVERYTHING = OutputOptions(view_cluster=True, save_txt=True, save_conf=True, save_crop=True)
@@ -67,10 +68,12 @@ def write_video(path: Path, frames: int = 3) -> Path:
     return path
 
 
-def run(spec: Path, folder: Path, detector: FakeDetector, options: OutputOptions = EVERYTHING) -> list[str]:
+def run(
+    spec: Path, folder: Path, detector: FakeDetector, options: OutputOptions = EVERYTHING, workers: int = 0
+) -> list[str]:
     """Detect over a source; the files written, sorted."""
     source = open_source(str(spec))
-    with DetectionOutput(folder, detector.names, options, source.relative) as output:
+    with DetectionOutput(folder, detector.names, options, source.relative, workers) as output:
         for frame in source:
             (prediction,) = detector.predict([frame.image])
             output.write(frame, prediction)
@@ -168,14 +171,15 @@ def test_videos_and_pictures_mixed(tmp_path: Path) -> None:
     assert frame.image.shape[0] < frame.image.shape[1] / 2  # one row of panels: no labels
 
 
-def test_interrupt_leaves_finished_results_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_interrupt_leaves_finished_results_whole(tmp_path: Path, workers: int) -> None:
     write_video(tmp_path / "in" / "v.avi", frames=5)
     source = open_source(str(tmp_path / "in"))
     detector = FakeDetector()
 
     def interrupted() -> None:
         with DetectionOutput(
-            tmp_path / "out", NAMES, OutputOptions(save_txt=True), source.relative
+            tmp_path / "out", NAMES, OutputOptions(save_txt=True), source.relative, workers
         ) as output:
             for frame in source:
                 if frame.frame_number == 3:
@@ -202,9 +206,11 @@ def test_summary_says_counts_times_and_what_was_skipped(tmp_path: Path) -> None:
     for read in (90.0, 4.0, 6.0):
         (prediction,) = detector.predict([image])
         summary.add(prediction, {"read": read, **prediction.times_ms})
+    summary.elapsed_s = 0.02
     assert summary.lines(tmp_path, [f"{number}.jpg: bad" for number in range(7)]) == [
         "3 images, 6 detections, 3 patches",
         "ms per image (median): read 6.0, stem 2.0, deep 3.0; together 11.0",
+        "images per second: 150.00 in all, 200.00 the model alone, ratio 0.75",
         "7 not read or not whole:",
         "  0.jpg: bad",
         "  1.jpg: bad",
@@ -218,3 +224,51 @@ def test_summary_says_counts_times_and_what_was_skipped(tmp_path: Path) -> None:
         "0 images, 0 detections, 0 patches",
         f"results in {tmp_path}",
     ]
+
+
+# ------------------------------------------------------------------------------- written in threads
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_threads_leave_the_same_files(tmp_path: Path) -> None:
+    """Names and pixels do not depend on who writes first; pictures of one name and videos included."""
+    source = tmp_path / "in"
+    for name in ("x/a.jpg", "y/a.jpg", "y/a.png", "y/a_cluster.jpg", "crops/car/x/a_1.png"):
+        write_picture(source / name)
+    write_video(source / "v.avi", frames=7)
+    write_video(source / "w.avi", frames=2)
+    run(source, tmp_path / "0", FakeDetector())
+    run(source, tmp_path / "3", FakeDetector(), workers=3)
+    alone, threaded = contents(tmp_path / "0"), contents(tmp_path / "3")
+    assert list(threaded) == list(alone)
+    videos = {name for name in alone if name.endswith((".webm", ".mp4"))}
+    assert len(videos) == 4
+    assert all(threaded[name] == alone[name] for name in alone.keys() - videos)
+    for name in videos:
+        frames = [list(open_source(str(tmp_path / count / name))) for count in "03"]
+        assert len(frames[0]) == len(frames[1])
+        assert all(np.array_equal(a.image, b.image) for a, b in zip(*frames, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_while_writing_ends_the_run(tmp_path: Path, workers: int) -> None:
+    for number in range(30):
+        write_picture(tmp_path / "in" / f"{number:02d}.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").touch()  # a file where the folder has to be
+    options = OutputOptions(save_pictures=False, save_txt=True)
+    with pytest.raises(OSError, match="labels"):
+        run(tmp_path / "in", tmp_path / "out", FakeDetector(), options, workers)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_while_writing_the_last_picture_is_told_too(tmp_path: Path, workers: int) -> None:
+    write_picture(tmp_path / "a.jpg")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "labels").touch()
+    with pytest.raises(OSError, match="labels"):
+        run(tmp_path / "a.jpg", tmp_path / "out", FakeDetector(), EVERYTHING, workers)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import closing
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from utils.decoding import VideoError, read_picture, read_video, to_uint8
 from utils.images import ImageError
-from utils.sources import SourceError, VideoError, open_source, read_picture, read_video, to_uint8
+from utils.sources import AHEAD_PER_WORKER, SourceError, open_source
 
 RED_RGB, BLUE_RGB = (200, 30, 10), (10, 30, 200)
 
@@ -231,6 +234,74 @@ def test_empty_folder_list_and_unknown_file(tmp_path: Path) -> None:
         open_source(str(tmp_path / "a.pdf"))
     with pytest.raises(SourceError, match="only"):
         open_source(str(tmp_path / "*"))
+
+
+# ---------------------------------------------------------------------------------------- read ahead
+
+
+def mixed_source(folder: Path) -> Path:
+    """Pictures, good and bad, videos, whole, cut and none at all, in an order of their own."""
+    for number in range(6):
+        write_picture(folder / f"{number}.png", (40 * number, 0, 0))
+    (folder / "1b.jpg").touch()
+    (folder / "2b.mp4").write_text("no video")
+    write_video(folder / "2c.avi", frames=5)
+    cut = write_video(folder / "3b.avi", frames=60)
+    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
+    (folder / "9.png").write_text("hello")
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_frames_and_problems_come_in_the_same_order_with_threads(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, workers: int
+) -> None:
+    source = open_source(str(mixed_source(tmp_path)))
+    plain = [(frame.path.name, frame.frame_number, frame.image.tobytes()) for frame in source]
+    problems, skipped = source.problems, source.skipped
+    assert skipped == 3 and len(problems) == 4
+    caplog.clear()
+    known: list[tuple[str, int]] = []
+    ahead = []
+    for frame, brightness in source.read_ahead(lambda image: int(image.sum()), workers):
+        ahead.append((frame.path.name, frame.frame_number, frame.image.tobytes()))
+        assert brightness == frame.image.sum(dtype=np.int64)
+        known.append((frame.path.name, len(caplog.records)))
+    assert ahead == plain
+    assert source.problems == problems and source.skipped == skipped
+    # A problem is told at its place: after all frames before it were handed out.
+    told = dict(known)
+    assert [told[name] for name in ("0.png", "1.png", "2.png", "2c.avi", "3.png", "4.png")] == [
+        0,
+        0,
+        1,
+        2,
+        2,
+        3,
+    ]
+
+
+def test_an_error_of_what_is_prepared_is_not_taken_for_an_unreadable_file(tmp_path: Path) -> None:
+    write_picture(tmp_path / "a.png")
+
+    def fail(image: np.ndarray) -> None:
+        raise RuntimeError("out of memory")
+
+    source = open_source(str(tmp_path))
+    for workers in (0, 2):
+        with pytest.raises(RuntimeError, match="memory"):
+            next(source.read_ahead(fail, workers))
+        assert source.skipped == 0
+
+
+def test_only_so_many_pictures_are_decoded_in_advance(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.avi", frames=40)
+    seen: list[int] = []
+    with closing(open_source(str(tmp_path)).read_ahead(lambda image: seen.append(1), 2)) as frames:
+        for used in range(1, 9):
+            next(frames)
+            time.sleep(0.01)
+            assert len(seen) <= used + 2 * AHEAD_PER_WORKER
 
 
 # --------------------------------------------------------------------------------- names of outputs

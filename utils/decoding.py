@@ -1,0 +1,152 @@
+"""Pictures and videos decoded for detection: whatever a file holds, as 8-bit RGB the way a viewer shows it.
+
+Not for labelled images, whose pixels must lie where the labels say: those are read by `utils.images.read_image`.
+Which files are read, and in which order, is decided in utils/sources.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.images import JPEG_START, ByteImage, ImageError, decode_jpeg
+
+_FALLBACK_FPS = 25.0
+_LARGEST_BY_BITS = (255, 1023, 4095, 16383, 65535)
+_TRANSPARENT_RGB = 114  # the grey that letterboxing pads with: to the network, "no picture here"
+_JPEG_END = b"\xff\xd9"
+
+
+class VideoError(ValueError):
+    """A video that cannot be decoded; the message names the file and the reason."""
+
+
+class VideoCutError(VideoError):
+    """A video that stops well before its stated end: what came before is good."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of a video: frames per second, number of frames (None: not said), (height, width)."""
+
+    fps: float
+    frame_count: int | None
+    hw: tuple[int, int]
+
+
+def read_picture(path: str | Path) -> ByteImage:
+    """Read a picture as 8-bit RGB, uint8 [H, W, 3], the way a viewer shows it.
+
+    Unlike `utils.images.read_image`, whose pixels must lie where the label files say: here a JPEG is turned
+    upright by its EXIF orientation.
+    Grey becomes three equal channels, transparent pixels are laid over grey, more than 8 bits are scaled
+    down (see `to_uint8`). Any path the file system knows works, also non-ASCII ones on Windows.
+    Raises ImageError for a missing, empty, truncated or undecodable file.
+    """
+    try:
+        data = np.fromfile(path, dtype=np.uint8)
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror or error}") from error
+    if not data.size:
+        raise ImageError(f"{path}: the file is empty")
+    is_jpeg = data[: len(JPEG_START)].tobytes() == JPEG_START
+    if is_jpeg and _JPEG_END not in data[-65536:].tobytes():  # some OpenCV versions fill the rest with grey
+        raise ImageError(f"{path}: the file ends early (truncated JPEG)")
+    try:
+        if is_jpeg:
+            picture = decode_jpeg(data, upright=True)
+        else:
+            decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+            picture = None if decoded is None else _bgr_to_rgb(decoded)
+    except cv2.error as error:
+        raise ImageError(f"{path}: not decodable as a picture ({str(error).strip()})") from error
+    except ValueError as error:
+        raise ImageError(f"{path}: {error}") from error
+    if picture is None:
+        raise ImageError(f"{path}: not a picture, or a damaged one")
+    return picture
+
+
+def to_uint8(values: NDArray[Any]) -> ByteImage:
+    """Pixel values of any depth as 0–255, brightness in proportion; the same shape.
+
+    8-bit stays as it is. Integers are divided by the full scale of the fewest bits (8, 10, 12, 14 or 16)
+    that hold the largest value, because 12-bit cameras often store their values unscaled in 16 bits.
+    Floats up to 1 are taken as 0–1, larger ones as integers. Negative and not-a-number become 0.
+    """
+    if values.dtype == np.uint8:
+        return values.astype(np.uint8, copy=False)
+    numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(numbers.max(initial=0.0))
+    if np.issubdtype(values.dtype, np.floating) and largest <= 1.0:
+        full_scale = 1.0
+    else:
+        full_scale = next((float(limit) for limit in _LARGEST_BY_BITS if largest <= limit), largest)
+    scaled: ByteImage = np.rint(np.clip(numbers * (255.0 / full_scale), 0, 255)).astype(np.uint8)
+    return scaled
+
+
+def read_video(path: Path) -> Iterator[tuple[ByteImage, VideoInfo]]:
+    """Frames (uint8 [H, W, 3], RGB) of a video in order, each with what is known of the video.
+
+    Raises VideoError, at the first frame, when not a single frame can be decoded.
+    """
+    if not path.is_file():
+        raise VideoError(f"{path}: no such file")
+    capture = cv2.VideoCapture(str(path))
+    try:
+        video: VideoInfo | None = None
+        while True:
+            success, bgr = capture.read()
+            if not success:
+                break
+            video = video or _video_info(capture, bgr)
+            yield _bgr_to_rgb(bgr), video
+        if video is None:
+            raise VideoError(f"{path}: not a video, a damaged one, or a codec that OpenCV cannot read")
+    finally:
+        capture.release()
+
+
+def _video_info(capture: cv2.VideoCapture, first: NDArray[Any]) -> VideoInfo:
+    fps = float(capture.get(cv2.CAP_PROP_FPS))
+    count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    known_fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FALLBACK_FPS
+    known_count = int(count) if math.isfinite(count) and 0 < count < 1e9 else None
+    return VideoInfo(known_fps, known_count, (first.shape[0], first.shape[1]))
+
+
+def _bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:
+    """OpenCV's grey, BGR or BGRA array of any depth as contiguous 8-bit RGB."""
+    channels = 1 if decoded.ndim == 2 else decoded.shape[2]
+    if (
+        channels == 3 and decoded.dtype == np.uint8
+    ):  # the most frequent kind; numpy would take six times as long
+        return np.asarray(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), dtype=np.uint8)
+    if channels not in (1, 2, 3, 4):
+        raise ValueError(f"{channels} channels; convert it to grey, RGB or RGBA first")
+    layers = decoded.reshape(*decoded.shape[:2], channels)
+    has_alpha = channels in (2, 4)
+    picture = to_uint8(layers[..., : channels - has_alpha])
+    if has_alpha:
+        picture = _over_grey(picture, layers[..., -1:])
+    if picture.shape[2] == 1:
+        picture = np.repeat(picture, 3, axis=2)
+    return np.ascontiguousarray(picture[..., ::-1])
+
+
+def _over_grey(picture: ByteImage, alpha: NDArray[Any]) -> ByteImage:
+    """A picture [H, W, C] with opacity alpha [H, W, 1] laid over plain grey."""
+    largest = float(np.iinfo(alpha.dtype).max) if np.issubdtype(alpha.dtype, np.integer) else 1.0
+    opacity = np.clip(alpha.astype(np.float32) / largest, 0.0, 1.0)
+    if float(opacity.min(initial=1.0)) >= 1.0:
+        return picture
+    blended: ByteImage = np.rint(picture * opacity + _TRANSPARENT_RGB * (1.0 - opacity)).astype(np.uint8)
+    return blended
