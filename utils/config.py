@@ -139,7 +139,9 @@ class ModelConfig:
                 f"channel_multiple is {self.channel_multiple}; 8 is expected, or 4 with family 'rtmdet'"
             )
         if self.head.bins < 2:
-            raise ConfigError(f"head.bins is {self.head.bins}; a distribution over distances needs at least 2")
+            raise ConfigError(
+                f"head.bins is {self.head.bins}; a distribution over distances needs at least 2"
+            )
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
         if self.transformer and self.family != "yolov5":
