@@ -114,6 +114,12 @@ def build_parser() -> Parser:
         "--variants", choices=NAMES, nargs="+", default=["plain", "fast"],
         help="plain: float32, eager; fast: BatchNorm folded, channels last; half: also 16 bits; -compile: torch.compile",
     )  # fmt: skip
+    add_run_options(parser)
+    return parser
+
+
+def add_run_options(parser: Parser) -> None:
+    """How to measure, and where the results go."""
     parser.add_argument(
         "--rounds", type=positive_int, default=10, metavar="N", help="each runs every case once"
     )
@@ -144,7 +150,6 @@ def build_parser() -> Parser:
         "--page", type=Path, metavar="MD", help="write the tables between the marks of this page"
     )
     parser.add_argument("--memory-case", help=argparse.SUPPRESS)
-    return parser
 
 
 def check_options(args: argparse.Namespace) -> None:
