@@ -20,8 +20,9 @@ from utils.cli import Parser, image_size, run_main
 from utils.config import ModelConfig
 from utils.environment import environment_report
 from utils.images import write_atomic
+from utils.marked_page import update_page
 from utils.profile import count_parameters
-from utils.typed_data import ConfigError, load_config
+from utils.typed_data import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = (0.2, 0.4)
@@ -57,8 +58,7 @@ def main() -> None:
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomic(args.json, lambda file: file.write(text.encode()))
     if args.page is not None:
-        page = replace_between(args.page.read_text(encoding="utf-8"), table, args.page)
-        write_atomic(args.page, lambda file: file.write(page.encode()))
+        update_page(args.page, table, MARKERS)
     print(table)
 
 
@@ -96,18 +96,6 @@ def table_lines(models: list[dict[str, Any]], input_hw: tuple[int, int]) -> list
             + f" | {' / '.join(f'{value / dense:.0%}' for value in kept)} |"
         )
     return lines
-
-
-def replace_between(text: str, table: str, path: Path) -> str:
-    """The page with the table between its markers.
-
-    Raises:
-        ConfigError: the page has not both markers, in this order.
-    """
-    begin, end = (text.find(marker) for marker in MARKERS)
-    if begin < 0 or end < begin:
-        raise ConfigError(f"{path}: no place for the table; put these two lines into it: {' '.join(MARKERS)}")
-    return text[: begin + len(MARKERS[0])] + "\n" + table + "\n" + text[end:]
 
 
 def _order(path: Path) -> tuple[int, str, str]:

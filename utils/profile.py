@@ -164,6 +164,12 @@ class StageTimer:
         self._images = 0
         self._frames_seen = 0
         self._current: dict[str, float] | None = None
+        self._stage_began: float | None = None
+
+    @property
+    def stage_ms(self) -> dict[str, list[float]]:
+        """Milliseconds of each stage, by name, in each counted frame in which it ran."""
+        return {name: [seconds * 1e3 for seconds in times] for name, times in self._stages.items()}
 
     @property
     def frame_ms(self) -> list[float]:
@@ -177,6 +183,19 @@ class StageTimer:
     def stage(self, name: str) -> AbstractContextManager[None]:
         """A named part of a frame; it may be entered in a frame only."""
         return self._stage(name) if self.enabled else _NOTHING
+
+    def split(self, name: str) -> None:
+        """Count what the running stage did so far as a stage ``name`` of its own, and not as the running one's.
+
+        For a boundary that lies inside of code which only knows the outer stage. Outside of a stage it is an error.
+        """
+        if not self.enabled:
+            return
+        if self._current is None or self._stage_began is None:
+            raise RuntimeError(f"no stage is running that {name!r} could be split from")
+        now = self._now()
+        self._current[name] = self._current.get(name, 0.0) + now - self._stage_began
+        self._stage_began = now
 
     def summary(self) -> TimingSummary:
         """Statistics over the frames measured so far. A stage's count is of the frames in which it ran."""
@@ -208,11 +227,12 @@ class StageTimer:
     def _stage(self, name: str) -> Iterator[None]:
         if self._current is None:
             raise RuntimeError(f"stage {name!r} timed outside of a frame: put it in `with timer.frame():`")
-        begin = self._now()
+        outer, self._stage_began = self._stage_began, self._now()
         try:
             yield
         finally:
-            self._current[name] = self._current.get(name, 0.0) + self._now() - begin
+            self._current[name] = self._current.get(name, 0.0) + self._now() - self._stage_began
+            self._stage_began = outer
 
     def _now(self) -> float:
         if self.device.type == "cuda":

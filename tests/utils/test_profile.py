@@ -196,3 +196,24 @@ def test_peak_memory_of_the_process_is_in_bytes() -> None:
     block = torch.ones(8 * 2**20)  # 32 MiB, touched
     peak = peak_memory(cpu)
     assert block.nbytes < peak < 2**42
+
+
+def test_a_stage_split_inside(clock: Clock) -> None:
+    timer = StageTimer()
+    for _ in range(2):
+        with timer.frame():
+            with timer.stage("outer"):
+                clock.now += 0.003
+                timer.split("first")
+                clock.now += 0.002
+                timer.split("second")
+                clock.now += 0.001
+            with timer.stage("plain"):
+                clock.now += 0.004
+    assert {
+        name: pytest.approx([ms] * 2)
+        for name, ms in (("outer", 1), ("first", 3), ("second", 2), ("plain", 4))
+    } == (timer.stage_ms)
+    with pytest.raises(RuntimeError, match="no stage is running"):
+        timer.split("outside")
+    StageTimer(enabled=False).split("outside")
