@@ -22,8 +22,6 @@ from models.slicer import STRIDE
 from utils.boxes import Letterbox
 from utils.profile import StageTimer
 
-COMPILER_ERRORS = (RuntimeError, OSError, ImportError)
-"""What torch.compile raises where it does not work: no compiler, an operation or a shape that it cannot do."""
 DECIMALS = 4
 """Of milliseconds in the results: a tenth of a microsecond."""
 
@@ -238,7 +236,7 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
             continue
         try:
             described[case] = bench.describe(case)
-        except COMPILER_ERRORS as error:
+        except compiler_errors() as error:
             if not bench.prepared[case.variant].variant.compiled:
                 raise
             why = str(error).strip().splitlines() or [type(error).__name__]
@@ -265,6 +263,13 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
         name = f"round {number - plan.warmup + 1}" if counted else "warm-up"
         tell(f"{name} of {plan.rounds}: {len(described)} cases, {time.perf_counter() - began:.1f} s")
     return Measured(list(described.values()), bench.stems(), speeds, bench.failures)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What torch.compile raises where it does not work: no compiler, an operation it cannot do, too many shapes."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return RuntimeError, OSError, ImportError, FailOnRecompileLimitHit
 
 
 def time_case(bench: Bench, case: Case, result: CaseResult | None) -> None:
