@@ -20,7 +20,7 @@ from models.decode import PostprocessConfig, decode, postprocess
 from models.esod import ESOD, NO_TIMER, ESODOutput
 from models.slicer import STRIDE
 from utils.boxes import Letterbox
-from utils.profile import StageTimer
+from utils.profile import StageTimer, count_parameters
 
 DECIMALS = 4
 """Of milliseconds in the results: a tenth of a microsecond."""
@@ -92,6 +92,9 @@ class Bench:
             head: benchmark_config(model.config, head == "sparse") for head in ("dense", *plan.heads)
         }
         self.prepared = {variant.name: prepare(model, variant, device) for variant in variants}
+        seeker = 0 if model.seeker is None else count_parameters(model.seeker)
+        # Before folding, which takes the numbers of BatchNorm away.
+        self.parameters = {"esod": count_parameters(model), "dense": count_parameters(model) - seeker}
         # What is counted (operations, positions) must run eagerly.
         eager = [ready for ready in self.prepared.values() if not ready.variant.compiled]
         self.counting = eager[0] if eager else prepare(model, Variant("counted"), device)
