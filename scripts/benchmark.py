@@ -39,7 +39,6 @@ from utils.config import ModelConfig
 from utils.dist import select_device
 from utils.environment import environment_report
 from utils.marked_page import update_page
-from utils.profile import count_parameters
 from utils.typed_data import ConfigError, load_config
 
 
@@ -204,10 +203,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> BenchmarkResult:
             "load_after": load_average(),
         },
         environment=environment,
-        parameters={
-            "esod": count_parameters(bench.counting.esod),
-            "dense": count_parameters(bench.counting.dense),
-        },
+        parameters=bench.parameters,
         **vars(measured),
     )
 

@@ -20,10 +20,8 @@ from models.decode import PostprocessConfig, decode, postprocess
 from models.esod import ESOD, NO_TIMER, ESODOutput
 from models.slicer import STRIDE
 from utils.boxes import Letterbox
-from utils.profile import StageTimer
+from utils.profile import StageTimer, count_parameters
 
-COMPILER_ERRORS = (RuntimeError, OSError, ImportError)
-"""What torch.compile raises where it does not work: no compiler, an operation or a shape that it cannot do."""
 DECIMALS = 4
 """Of milliseconds in the results: a tenth of a microsecond."""
 
@@ -94,6 +92,9 @@ class Bench:
             head: benchmark_config(model.config, head == "sparse") for head in ("dense", *plan.heads)
         }
         self.prepared = {variant.name: prepare(model, variant, device) for variant in variants}
+        seeker = 0 if model.seeker is None else count_parameters(model.seeker)
+        # Before folding, which takes the numbers of BatchNorm away.
+        self.parameters = {"esod": count_parameters(model), "dense": count_parameters(model) - seeker}
         # What is counted (operations, positions) must run eagerly.
         eager = [ready for ready in self.prepared.values() if not ready.variant.compiled]
         self.counting = eager[0] if eager else prepare(model, Variant("counted"), device)
@@ -238,7 +239,7 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
             continue
         try:
             described[case] = bench.describe(case)
-        except COMPILER_ERRORS as error:
+        except compiler_errors() as error:
             if not bench.prepared[case.variant].variant.compiled:
                 raise
             why = str(error).strip().splitlines() or [type(error).__name__]
@@ -265,6 +266,13 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
         name = f"round {number - plan.warmup + 1}" if counted else "warm-up"
         tell(f"{name} of {plan.rounds}: {len(described)} cases, {time.perf_counter() - began:.1f} s")
     return Measured(list(described.values()), bench.stems(), speeds, bench.failures)
+
+
+def compiler_errors() -> tuple[type[Exception], ...]:
+    """What torch.compile raises where it does not work: no compiler, an operation it cannot do, too many shapes."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+
+    return RuntimeError, OSError, ImportError, FailOnRecompileLimitHit
 
 
 def time_case(bench: Bench, case: Case, result: CaseResult | None) -> None:

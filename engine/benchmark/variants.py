@@ -25,6 +25,8 @@ NAMES = ("plain", "fast", "fast-compile", "half", "half-compile")
 """What ``--variants`` offers; half is bf16 on a CPU, fp16 and bf16 on a GPU."""
 CALIBRATION_HW = (128, 160)
 CALIBRATION_PASSES = 4
+RECOMPILE_LIMIT = 128
+"""Versions of compiled code that all parts of all variants together may have."""
 
 
 @dataclass(frozen=True)
@@ -181,9 +183,7 @@ def prepare(model: ESOD, variant: Variant, device: torch.device) -> Prepared:
         esod.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert esod.seeker is not None
     if variant.compiled:
-        for part in (esod.stem, esod.seeker, esod.tokens, esod.deep, esod.neck, esod.head):
-            if part is not None:
-                part.compile()
+        _compile(esod)
     given = GivenHeatmap(esod.seeker)
     esod.seeker = given
     marks = [Marked(esod.deep, before="gather")]
@@ -192,6 +192,18 @@ def prepare(model: ESOD, variant: Variant, device: torch.device) -> Prepared:
         marks.append(Marked(esod.tokens, after="tokens"))
         esod.tokens = marks[-1]
     return Prepared(variant, esod, _without_seeker(esod), given, marks)
+
+
+def _compile(esod: ESOD) -> None:
+    """Let torch.compile make code for each part when it first runs, and again for shapes that it has not seen."""
+    from torch._dynamo import config
+
+    # Every case may need code of its own. Above the limit torch would quietly run eagerly, under a wrong name.
+    config.recompile_limit = RECOMPILE_LIMIT
+    config.fail_on_recompile_limit_hit = True
+    for part in (esod.stem, esod.seeker, esod.tokens, esod.deep, esod.neck, esod.head):
+        if part is not None:
+            part.compile()
 
 
 def _without_seeker(esod: ESOD) -> ESOD:

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,9 +21,13 @@ import torch
 import yaml
 
 from engine.benchmark.results import BenchmarkResult
+from models.build import build_model
+from models.summary import dense_twin
 from tests.conftest import ROOT, RunCommand
+from utils.config import ModelConfig
 from utils.marked_page import update_page
-from utils.typed_data import ConfigError
+from utils.profile import count_parameters
+from utils.typed_data import ConfigError, load_config
 
 SCRIPT, PARTS, GPU = "scripts/benchmark.py", "scripts/benchmark_parts.py", "scripts/benchmark_gpu.sh"
 KEPT = (0.0, 0.2, 1.0)
@@ -117,12 +122,14 @@ def test_operations_follow_the_share(data: dict[str, Any]) -> None:
         assert first[share, "sparse"]["gflops"]["stem"] == dense["stem"]
 
 
-def test_the_rest_of_the_file(data: dict[str, Any], folder: Path) -> None:
+def test_the_rest_of_the_file(data: dict[str, Any], tiny_yaml: Path) -> None:
     assert data["command"].startswith("python scripts/benchmark.py --cfg") and "--rounds 3" in data["command"]
     assert data["environment"]["torch"] == torch.__version__
     assert data["settings"]["threads"] == torch.get_num_threads()
     assert data["settings"]["rounds"] == 3 and data["settings"]["fast_bf16"] in (True, False)
-    assert data["parameters"]["esod"] > data["parameters"]["dense"] > 0
+    config = replace(load_config(ModelConfig, tiny_yaml), num_classes=10)
+    for name, model in (("esod", build_model(config)), ("dense", build_model(dense_twin(config)))):
+        assert data["parameters"][name] == count_parameters(model)
     assert [(s["variant"], s["batch"]) for s in data["stems"]] == [
         ("plain", 1), ("plain", 2), ("fast", 1), ("fast", 2),
     ]  # fmt: skip
