@@ -170,6 +170,10 @@ def _assemble(
     config, hyp, dataset, device = options.config, options.hyp, options.dataset, options.device
     world_size = options.dist.world_size
     if config.sync_bn and world_size > 1:
+        if device.type != "cuda":
+            raise ConfigError(
+                "--sync-bn needs GPUs (PyTorch shares BatchNorm's statistics there only): leave it out"
+            )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(model, config.freeze, uncounted=("seeker",))

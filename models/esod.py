@@ -100,7 +100,7 @@ class ESOD(nn.Module):
         if self.tokens is None:
             return features
         map_hw = (features.shape[2], features.shape[3])
-        everything = patches.size_cell == map_hw
+        everything = patches.size_cell == map_hw and len(patches) == len(features)
         active = None if everything else covered_cells(patches, len(features), map_hw)
         return self.tokens(features, active)  # type: ignore[no-any-return]
 

@@ -70,10 +70,7 @@ def cost_at(model: ESOD, input_hw: tuple[int, int], kept: float | None) -> Cost:
         input_hw: height and width of the network input, multiples of 32.
         kept: 0–1.
     """
-    if model.seeker is None or kept is None:
-        _, counter, count = _run(model, input_hw, None)
-    else:
-        _, counter, count = _run(model, input_hw, kept)
+    counter, count = _run(model, input_hw, kept if model.seeker is not None else None)
     cells = input_hw[0] // STRIDE * (input_hw[1] // STRIDE)
     height, width = patch_size((input_hw[0] // STRIDE, input_hw[1] // STRIDE), _per_side(model.config))
     share = 1.0 if count is None else count * height * width / cells
@@ -99,7 +96,7 @@ def layers_of(model: ESOD, input_hw: tuple[int, int]) -> list[Layer]:
     named = _named_layers(model)
     handles = [module.register_forward_hook(note(name)) for name, module in named]
     try:
-        _, counter, _ = _run(model, input_hw, None)
+        counter, _ = _run(model, input_hw, None)
     finally:
         for handle in handles:
             handle.remove()
@@ -136,10 +133,8 @@ def build_for_counting(config: ModelConfig) -> ESOD:
 
 
 @torch.no_grad()
-def _run(
-    model: ESOD, input_hw: tuple[int, int], kept: float | None
-) -> tuple[Any, FlopCounterMode, int | None]:
-    """One forward pass: its output, the counted operations, and the number of patches (None: dense)."""
+def _run(model: ESOD, input_hw: tuple[int, int], kept: float | None) -> tuple[FlopCounterMode, int | None]:
+    """One forward pass: the counted operations, and the number of patches (None: dense)."""
     device = next(model.parameters()).device
     images = torch.zeros((1, 3, *input_hw), device=device)
     chosen: list[int] = []
@@ -160,10 +155,10 @@ def _run(
         model.config = replace(configured, slicer=slicer, head=replace(configured.head, sparse=False))
     try:
         with FlopCounterMode(display=False) as counter:
-            output = model(images, None if kept is None else select)
+            model(images, None if kept is None else select)
     finally:
         model.config = configured
-    return output, counter, chosen[0] if chosen else None
+    return counter, chosen[0] if chosen else None
 
 
 def _named_layers(model: ESOD) -> list[tuple[str, nn.Module]]:

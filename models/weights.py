@@ -52,6 +52,8 @@ def read_weights(path: str | Path) -> Weights:
         CheckpointError: missing, damaged, of an unknown kind, or refused as unsafe.
     """
     path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder, not a weights file")
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file; released ones are listed in weights/README.md")
     if not is_legacy(path) and is_own_format(path):

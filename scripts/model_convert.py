@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from models.weights import expected_tensors, read_weights
@@ -25,6 +26,8 @@ from utils.published import PRETRAINED, published_file
 from utils.typed_data import ConfigError, config_to_dict, load_config
 
 SHOWN_KEYS = 8
+SIZE_FIELDS = {"yolov5": ("body", "width"), "gpvit": ("gpvit.channels",)}
+"""What the models of a family differ in; of the others it is the width."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -96,11 +99,11 @@ def check_model(model: str | None, config: ModelConfig) -> None:
         known = ", ".join(sorted(file.stem for file in path.parent.glob("*.yaml")))
         raise ConfigError(f"--model {model}: the file is of the family {config.family}; models are {known}")
     wanted = load_config(ModelConfig, path)
-    fields = ("family", "body", "width") if wanted.family == "yolov5" else ("family", "width")
-    for name in fields:
-        if getattr(wanted, name) != getattr(config, name):
+    for name in ("family", *SIZE_FIELDS.get(wanted.family, ("width",))):
+        value, found = attrgetter(name)(wanted), attrgetter(name)(config)
+        if value != found:
             raise CheckpointError(
-                f"--model {model} has {name} {getattr(wanted, name)}, the file {getattr(config, name)}: it is another model's"
+                f"--model {model} has {name} {value}, the file {found}: it is another model's"
             )
 
 

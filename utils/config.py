@@ -7,6 +7,7 @@ known one, and the resolved configuration is saved with every run and inside eve
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +28,12 @@ TrainPatches = Literal["selected", "uniform"]
 HeatmapLossName = Literal["bce", "focal_dice"]
 
 
+def _require(possible: bool, key: str, value: object, expected: str) -> None:
+    """Refuse a value of the right type that no network can have."""
+    if not possible:
+        raise ConfigError(f"{key} is {value!r}; expected {expected}")
+
+
 @dataclass(frozen=True)
 class SeekerConfig:
     """ObjSeeker, the heatmap head (paper section III-B)."""
@@ -34,6 +41,10 @@ class SeekerConfig:
     kind: Literal["conv", "spp", "none"] = "conv"
     """``conv``: 13×13 depth-wise; ``spp``: pooling pyramid (released UAVDT model); ``none``: no seeker."""
     kernel: int = 13
+
+    def __post_init__(self) -> None:
+        # An even kernel would give a map with one row and one column more than the features.
+        _require(self.kernel > 0 and self.kernel % 2 == 1, "seeker.kernel", self.kernel, "an odd number")
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,14 @@ class SlicerConfig:
     max_patches: int | None = None
     """Patch budget per image, best first; None: no limit."""
 
+    def __post_init__(self) -> None:
+        _require(self.patches_per_side > 0, "slicer.patches_per_side", self.patches_per_side, "at least 1")
+        _require(0 <= self.threshold <= 1, "slicer.threshold", self.threshold, "0 to 1")
+        budget = self.max_patches
+        _require(
+            budget is None or budget > 0, "slicer.max_patches", budget, "at least 1, or null for no limit"
+        )
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -64,6 +83,10 @@ class HeadConfig:
     """Evaluate the head around heatmap peaks only (inference; training is always dense)."""
     threshold: float = 0.3
     """A heatmap peak counts for the sparse head when sigmoid(logit) ≥ threshold."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.threshold <= 1, "head.threshold", self.threshold, "0 to 1")
+        _require(self.bins >= 2, "head.bins", self.bins, "at least 2 distances")
 
 
 @dataclass(frozen=True)
@@ -87,6 +110,18 @@ class GPViTConfig:
     """Stochastic depth of the last block in training, less before it."""
     neck_channels: int = 192
     """Of every pyramid level."""
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "window", "ffn_ratio", "position_grid", "neck_channels"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"gpvit.{name}", value, "more than 0")
+        _require(self.heads > 0 and self.heads % 2 == 0, "gpvit.heads", self.heads,
+                 "an even number: half of them look along columns")  # fmt: skip
+        groups = self.group_tokens
+        _require(bool(groups) and min(groups) > 0, "gpvit.group_tokens", groups,
+                 "the number of group tokens, at least 1, of each stage")  # fmt: skip
+        _require(self.stem_convs >= 0, "gpvit.stem_convs", self.stem_convs, "at least 0")
+        _require(0 <= self.drop_path < 1, "gpvit.drop_path", self.drop_path, "at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
@@ -125,6 +160,12 @@ class ModelConfig:
         return self.head.kind in ("decoupled", "single")
 
     def __post_init__(self) -> None:
+        for name in ("depth", "width", "max_channels", "num_classes"):
+            _require(0 < getattr(self, name) < math.inf, name, getattr(self, name), "more than 0")
+        _require(0 <= self.bn_eps < math.inf, "bn_eps", self.bn_eps, "at least 0")
+        _require(
+            all(k > 0 and k % 2 for k in self.spp_kernels), "spp_kernels", self.spp_kernels, "odd numbers"
+        )
         if self.seeker.kind == "none" and self.slicer.algorithm != "none":
             raise ConfigError(
                 f"slicer {self.slicer.algorithm!r}: this model has no heatmap head to slice by; use --slicer none"
@@ -137,10 +178,6 @@ class ModelConfig:
         if self.channel_multiple != 8 and (self.channel_multiple != 4 or self.family != "rtmdet"):
             raise ConfigError(
                 f"channel_multiple is {self.channel_multiple}; 8 is expected, or 4 with family 'rtmdet'"
-            )
-        if self.head.bins < 2:
-            raise ConfigError(
-                f"head.bins is {self.head.bins}; a distribution over distances needs at least 2"
             )
         if self.names and len(self.names) != self.num_classes:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")

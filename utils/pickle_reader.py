@@ -65,7 +65,8 @@ def read_pickled_checkpoint(path: str | Path) -> dict[Any, Any]:
     except MALFORMED_ERRORS as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
     if not isinstance(checkpoint, dict):
-        raise CheckpointError(f"{path}: holds a {type(checkpoint).__name__}, not a dict with a model in it.")
+        kind = checkpoint.class_name if isinstance(checkpoint, PickledObject) else type(checkpoint).__name__
+        raise CheckpointError(f"{path}: holds a {kind}, not a dict with a model in it.")
     return checkpoint
 
 

@@ -18,7 +18,6 @@ from models.layers import C3, Conv, scale_channels, scale_repeats
 from models.neck import PANNeck
 from models.slicer import Patches
 from utils.config import GPViTConfig, ModelConfig
-from utils.typed_data import ConfigError
 
 STEM_CHANNELS = 64
 EMBEDDED = 4
@@ -131,15 +130,8 @@ def bicubic_weights(source: int, target: int, like: Tensor) -> Tensor:
 def build_gpvit(config: ModelConfig) -> Backbone:
     """GPViT of the configured size; ``depth`` scales the number of stages (local, group propagation, local)
     and ``width`` the channels, to a multiple of the heads.
-
-    Raises:
-        ConfigError: heads is odd, or there is no group-propagation block.
     """
     size = config.gpvit
-    if size.heads % 2 or size.heads < 2:
-        raise ConfigError(f"gpvit.heads is {size.heads}; it must be even: half of them look along columns")
-    if not size.group_tokens:
-        raise ConfigError("gpvit.group_tokens is empty; give the number of group tokens of each stage")
     channels = max(round(size.channels * config.width / size.heads), 1) * size.heads
     groups = size.group_tokens[: scale_repeats(len(size.group_tokens), config.depth)]
     neck_channels = scale_channels(size.neck_channels, config.width)

@@ -6,7 +6,8 @@ by one line in `STATE_DICTS`; those whose files are whole pickled networks are t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -17,8 +18,9 @@ from models.convert.rtmdet import is_openmmlab_rtmdet, openmmlab_rtmdet_config, 
 from models.convert.torchvision import is_torchvision, rename_torchvision, torchvision_config
 from utils.checkpoint import CheckpointError
 from utils.config import ModelConfig
-from utils.pickle_reader import extract_network
+from utils.pickle_reader import PickledNetwork, extract_network
 from utils.state_dict_reader import find_state_dict
+from utils.torch_archive import MALFORMED_ERRORS
 
 SHOWN_NAMES = 4
 
@@ -88,14 +90,22 @@ def convert_checkpoint(checkpoint: dict[Any, Any]) -> Converted:
     """Convert the contents of a foreign file, as `read_pickled_checkpoint` gives them.
 
     Raises:
-        CheckpointError: no network and no state dict in it, one of an unknown family, or something is missing.
+        CheckpointError: no network and no state dict in it, one of an unknown family, or something is missing or
+            of an impossible shape or type.
     """
     state = find_state_dict(checkpoint)
-    if state is not None:
-        return convert_state_dict(state)
-    network = extract_network(checkpoint)
-    config = config_of_released(network)
-    renamed, left_over = rename_released(network.state_dict, layout_of(network))
+    return convert_network(extract_network(checkpoint)) if state is None else convert_state_dict(state)
+
+
+def convert_network(network: PickledNetwork) -> Converted:
+    """Convert a whole pickled network.
+
+    Raises:
+        CheckpointError: of an unknown family, or something in it is missing or of an impossible shape or type.
+    """
+    with _refusing_damage():
+        config = config_of_released(network)
+        renamed, left_over = rename_released(network.state_dict, layout_of(network))
     return Converted(
         config, renamed, left_over, _values(network.state_dict, left_over), network_licence(config)
     )
@@ -105,12 +115,13 @@ def convert_state_dict(state: Mapping[str, Tensor]) -> Converted:
     """Convert a state dict of one of `STATE_DICTS`.
 
     Raises:
-        CheckpointError: it is of none of them, or something in it is missing.
+        CheckpointError: it is of none of them, or something in it is missing or of an impossible shape.
     """
     for family in STATE_DICTS:
         if family.recognises(state):
-            config = family.config(state)
-            renamed, left_over = family.rename(state)
+            with _refusing_damage():
+                config = family.config(state)
+                renamed, left_over = family.rename(state)
             return Converted(config, renamed, left_over, _values(state, left_over), family.licence)
     names = ", ".join(list(state)[:SHOWN_NAMES])
     titles = "; ".join(family.title for family in STATE_DICTS)
@@ -126,6 +137,19 @@ def network_licence(config: ModelConfig) -> str:
     if config.head.kind == "single":
         return "YOLOv5's files: GPL-3.0 up to release v7.0 of 2022, AGPL-3.0 since"
     return "released with ESOD's code: GPL-3.0; trained on a dataset whose terms may apply"
+
+
+@contextmanager
+def _refusing_damage() -> Iterator[None]:
+    """Turns what the converters stumble over, such as a tensor without dimensions, into a `CheckpointError`."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except MALFORMED_ERRORS as error:
+        raise CheckpointError(
+            f"the network in this file is damaged or of another kind ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _values(state: Mapping[str, Tensor], keys: list[str]) -> int:

@@ -85,7 +85,7 @@ def _random(name: str, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(shape) + 0.5
     if len(shape) <= 1 or name.endswith(("pos_embed", "group_token")):
         return torch.randn(shape) * 0.3 + (1.0 if name.endswith("weight") else 0.0)
-    return torch.randn(shape) * math.prod(shape[1:]) ** -0.5 * 1.2
+    return torch.randn(shape) * (1.2 / math.sqrt(math.prod(shape[1:])))
 
 
 def reference_stem(state: State, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tests.models.gpvit_reference import State, published_state, reference_stem,
 from utils.checkpoint import CheckpointError
 from utils.config import GPViTConfig, ModelConfig
 from utils.profile import count_flops
-from utils.typed_data import ConfigError, load_config
+from utils.typed_data import ConfigError, config_from_dict, load_config
 
 HEADS = 12
 SIZES = {"l1": (216, 0, 9.3), "l2": (348, 1, 23.8), "l3": (432, 1, 36.2), "l4": (624, 2, 75.4)}
@@ -338,10 +338,25 @@ def test_depth_and_width_scale_stages_and_channels() -> None:
     assert blocks.blocks[4].group_tokens.shape == (32, 60)
 
 
-@pytest.mark.parametrize("size", [GPViTConfig(heads=3), GPViTConfig(group_tokens=[])])
-def test_impossible_sizes_are_refused(size: GPViTConfig) -> None:
-    with pytest.raises(ConfigError, match="gpvit"):
-        build_gpvit(ModelConfig(family="gpvit", gpvit=size))
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("channels", 0),
+        ("heads", 3),
+        ("heads", 0),
+        ("group_tokens", []),
+        ("group_tokens", [64, 0]),
+        ("window", 0),
+        ("ffn_ratio", -1.0),
+        ("stem_convs", -1),
+        ("position_grid", 0),
+        ("drop_path", 1.0),
+        ("neck_channels", 0),
+    ],
+)
+def test_impossible_sizes_are_refused(name: str, value: object) -> None:
+    with pytest.raises(ConfigError, match=f"gpvit.{name} is "):
+        config_from_dict(ModelConfig, {"family": "gpvit", "gpvit": {name: value}})
 
 
 @torch.no_grad()

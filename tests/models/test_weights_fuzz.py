@@ -11,16 +11,22 @@ import random
 import resource
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.models import resnet50
 
+from models.convert.checkpoint import convert_network, convert_state_dict
 from models.weights import expected_tensors, model_from_weights, read_weights
 from tests.conftest import ROOT
+from tests.models.gpvit_reference import published_state
+from tests.models.openmmlab_reference import official_state
 from utils.checkpoint import CheckpointError, match_state_dict
+from utils.pickle_reader import read_pickled_network
 from utils.typed_data import ConfigError
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -101,3 +107,62 @@ def test_broken_numbers_in_a_state_dict_are_refused(tmp_path: Path, value: float
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(CheckpointError, match="NaN or infinity"):
         read_weights(tmp_path / "broken.pth")
+
+
+RTMDET_SIZES = [
+    f"backbone.{name}" for name in ("stem.0.bn.running_mean", "stem.0.conv.weight", "stage3.0.conv.weight")
+]
+RESNET_SIZES = ["conv1.weight", "bn1.running_mean", "layer1.0.conv1.weight"]
+GPVIT_SIZES = [
+    "pos_embed",
+    "patch_embed.stem.0.weight",
+    "patch_embed.stem.1.running_mean",
+    "patch_embed.projection.weight",
+    "layers.1.group_token",
+    "layers.0.ffn.layers.0.0.weight",
+    "ln1.weight",
+]
+WRONG_SHAPES = ((), (0,), (3,), (1, 2), (0, 3, 7, 7), (2, 0, 3, 3), (2, 2, 2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (lambda: official_state(0.125, 0.33), RTMDET_SIZES),
+        (lambda: published_state(24, [4, 4], 1, 4), GPVIT_SIZES),
+        (lambda: resnet50(weights=None).state_dict(), RESNET_SIZES),
+    ],
+    ids=["rtmdet", "gpvit", "retinanet"],
+)
+def test_wrong_shapes_in_a_state_dict_are_refused_or_do_not_match(
+    make: Callable[[], dict[str, Tensor]], names: list[str]
+) -> None:
+    state = make()
+    whole = expected_tensors(convert_state_dict(state).config)
+    for name in names:
+        for shape in WRONG_SHAPES:
+            try:
+                converted = convert_state_dict({**state, name: torch.zeros(shape)})
+            except CheckpointError:
+                continue
+            report = match_state_dict(converted.state_dict, whole)
+            assert report.shape_mismatch, f"{name} of shape {shape} was taken"
+
+
+@pytest.mark.parametrize("value", [None, -1, float("nan"), float("inf"), "x", [], [[]], {}])
+def test_nonsense_in_the_architecture_is_an_error_or_a_configuration(value: object) -> None:
+    network = read_pickled_network(GOLDEN / "yolov5_visdrone" / "checkpoint.pt")
+    refused = 0
+    for part, layers in network.yaml.items():
+        plans = [value]
+        for number, layer in enumerate(layers if isinstance(layers, list) else []):
+            for place in range(len(layer)):
+                changed = [*layer[:place], value, *layer[place + 1 :]]
+                plans.append([*layers[:number], changed, *layers[number + 1 :]])
+            plans.append([*layers[:number], value, *layers[number + 1 :]])
+        for plan in plans:
+            try:
+                convert_network(replace(network, yaml={**network.yaml, part: plan}))
+            except CheckpointError:
+                refused += 1
+    assert refused

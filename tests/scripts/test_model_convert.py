@@ -12,6 +12,7 @@ from torchvision.models.detection import retinanet_resnet50_fpn
 
 from models.weights import read_weights
 from tests.conftest import ROOT, RunCommand
+from tests.models.gpvit_reference import published_state
 from utils.checkpoint import load_checkpoint
 from utils.published import PUBLISHED
 
@@ -61,6 +62,7 @@ def test_every_published_name_belongs_to_a_model() -> None:
         (["--model", "yolov5n", "--output", "x.pt"], 1, "no published file is known"),
         (["--weights", GOLDEN, "--output", GOLDEN], 1, "the source is kept"),
         (["--weights", "nowhere.pt", "--output", "x.pt"], 1, "no such weights file"),
+        (["--weights", ".", "--output", "x.pt"], 1, "a folder, not a weights file"),
     ],
 )
 def test_refusals(
@@ -69,6 +71,16 @@ def test_refusals(
     result = run_command("scripts/model_convert.py", *arguments)
     assert result.status == status and message in result.err, result.err
     assert list(pretrained.iterdir()) == []
+
+
+def test_another_size_of_gpvit_is_refused(pretrained: Path, run_command: RunCommand) -> None:
+    """All four sizes have width 1: they differ in their own fields."""
+    source, output = pretrained / "source.pth", pretrained / "out.pt"
+    torch.save({"state_dict": published_state(24, [4, 4], 1, 4)}, source)
+    line = ["--weights", source, "--output", output]
+    result = run_command("scripts/model_convert.py", "--model", "gpvit_l2", *line)
+    assert result.status == 1 and "has gpvit.channels 348, the file 24" in result.err and not output.exists()
+    assert run_command("scripts/model_convert.py", "--model", "gpvit", *line).status == 0
 
 
 def test_too_little_that_fits_is_an_error_and_writes_nothing(
