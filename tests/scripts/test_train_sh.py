@@ -234,3 +234,9 @@ def test_help_lists_every_variable(repository: Path) -> None:
     status, out, _ = run(repository, "DATASET=unknown", "--help")
     assert status == 0
     assert all(name in out for name in VARIABLES)
+
+
+def test_every_model_of_the_repository_is_known(root: Path) -> None:
+    for path in sorted((root / "models" / "cfg").glob("*.yaml")):
+        words = command(root, f"DATASET=visdrone MODEL={path.stem} WEIGHTS=none GPUS=cpu")
+        assert option(words, "--cfg") == f"models/cfg/{path.name}"
