@@ -213,7 +213,7 @@ def test_model_options_replace_only_what_is_given() -> None:
             "--slicer grid",
             "no heatmap",
         ),
-        (ModelConfig(head=HeadConfig("single")), "--head sparse", "decoupled"),
+        (ModelConfig(head=HeadConfig("single")), "--head sparse", "use --head dense"),
     ],
 )
 def test_model_options_that_contradict_the_model(config: ModelConfig, line: str, message: str) -> None:
