@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -16,19 +18,23 @@ from evaluate.detection import DetectionEvaluator, DetectionMetrics
 from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
+from utils.background import WorkBehind
 from utils.data import Batch, ImageMeta
 from utils.dist import gather_objects, is_main
+from utils.profile import StageTimer
 from utils.results import Detections
+from utils.summary import Throughput
 
 OnBatch = Callable[[Batch, ESODOutput, list[Detections]], None]
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found."""
+    """What `evaluate` found, and how quickly (on the main process, with its share of the images)."""
 
     detection: DetectionMetrics
     selector: SelectorMetrics
+    throughput: Throughput
 
     @property
     def fitness(self) -> float:
@@ -84,6 +90,8 @@ def evaluate(
     single process would have found, to the last bit on a CPU. Every process has to call this, also one without
     images. If one fails the others wait for it: the failing one has to end, and torchrun then ends them all.
 
+    A batch is scored by another thread, in order, while the model is busy with the next one.
+
     Args:
         model: on device; put into evaluation mode, its training mode restored at the end.
         batches: of a loader without augmentation, with this process's images (`engine.loaders.evaluation_loader`).
@@ -94,7 +102,8 @@ def evaluate(
         augment: test-time augmentation, see `engine.views`.
         single_class: what is found counts as class 0 whatever its class; labels must be so too.
         progress: show a progress bar.
-        on_batch: called with every batch of this process, output and detections (writing results, drawing).
+        on_batch: called with every batch of this process, output and detections (writing results, drawing), one
+            after the other, by that thread.
 
     Returns:
         The metrics of all images; None but on the main process.
@@ -102,27 +111,41 @@ def evaluate(
     Raises:
         EvaluationError: two processes looked at the same image.
     """
+    begin = time.perf_counter()
     detection = DetectionEvaluator(names, config.max_det)
     selector = SelectorEvaluator(names)
     config = replace(config, agnostic=config.agnostic or single_class)
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
-    for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
-        batch = loaded.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None):
-            output = model(batch.images.to(dtype))
-            decoded = decode(output, model.head.coder, config.conf_thres)
-            if augment:
-                decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
-        _refuse_nan(output, batch.metas)
-        found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
+    timer = StageTimer(device)
+
+    @torch.inference_mode()
+    def score(batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
         if single_class:
             found = [replace(f, label=torch.zeros_like(f.label)) for f in found]
         for index, meta in enumerate(batch.metas):
             _update(detection, selector, model, output, batch, found[index], index, meta)
         if on_batch is not None:
             on_batch(batch, output, found)
+
+    behind = WorkBehind(workers=1, limit=1)  # one batch, because its output stays on the device as long
+    try:
+        for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
+            with timer.frame(len(loaded.metas)):
+                batch = loaded.to(device, non_blocking=True)
+                with torch.autocast(
+                    device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None
+                ):
+                    output = model(batch.images.to(dtype))
+                    decoded = decode(output, model.head.coder, config.conf_thres)
+                    if augment:
+                        decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
+                _refuse_nan(output, batch.metas)
+                found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
+            behind.run(partial(score, batch, output, found), in_order=True)
+    finally:
+        behind.finish()
     model.train(was_training)
     # The main process's own images come back in its own state, so that one process and several are one case.
     states = gather_objects((detection.state(), selector.state()))
@@ -132,7 +155,11 @@ def evaluate(
     selector.reset()
     detection.merge(state for state, _ in states)
     selector.merge(state for _, state in states)
-    return Evaluation(detection.compute(), selector.compute())
+    metrics = detection.compute(), selector.compute()
+    timing = timer.summary()
+    return Evaluation(
+        *metrics, Throughput(timing.images, time.perf_counter() - begin, sum(timer.frame_ms) / 1e3)
+    )
 
 
 def _refuse_nan(output: ESODOutput, metas: list[ImageMeta]) -> None:
