@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def run_accuracy(
         missed.gather()
     if result is None:
         return  # the main process has the numbers
+    begin = time.perf_counter()
     save_curves(folder, result.detection)
+    charts_s = time.perf_counter() - begin
     log = get_logger()
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
     log.info(result.selector.table())
@@ -106,12 +109,14 @@ def run_accuracy(
         log.info(causes.table())
         plot_missed(causes, folder / "analysis.png")
         write_json(folder / "analysis.json", {**causes.to_dict(), **record(args, dataset)})
+    log.info(f"{result.throughput.line()} (scores included; charts took another {charts_s:.1f} s)")
     note_scores(dataset)
     if official is not None:
         run_official(official, folder)
     content = {
         "detection": result.detection.to_dict(curves=False),
         "selector": result.selector.to_dict(),
+        "throughput": result.throughput.to_dict(),
         **record(args, dataset),
     }
     write_json(folder / "metrics.json", content)

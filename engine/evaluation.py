@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -16,19 +18,23 @@ from evaluate.detection import DetectionEvaluator, DetectionMetrics
 from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
+from utils.background import WorkBehind
 from utils.data import Batch, ImageMeta
 from utils.dist import gather_objects, is_main
+from utils.profile import StageTimer
 from utils.results import Detections
+from utils.summary import Throughput
 
 OnBatch = Callable[[Batch, ESODOutput, list[Detections]], None]
 
 
 @dataclass
 class Evaluation:
-    """What `evaluate` found."""
+    """What `evaluate` found, and how quickly (on the main process, with its share of the images)."""
 
     detection: DetectionMetrics
     selector: SelectorMetrics
+    throughput: Throughput
 
     @property
     def fitness(self) -> float:
@@ -84,6 +90,8 @@ def evaluate(
     single process would have found, to the last bit on a CPU. Every process has to call this, also one without
     images. If one fails the others wait for it: the failing one has to end, and torchrun then ends them all.
 
+    A batch is scored by another thread, in order, while the model is busy with the next one.
+
     Args:
         model: on device; put into evaluation mode, its training mode restored at the end.
         batches: of a loader without augmentation, with this process's images (`engine.loaders.evaluation_loader`).
@@ -94,7 +102,8 @@ def evaluate(
         augment: test-time augmentation, see `engine.views`.
         single_class: what is found counts as class 0 whatever its class; labels must be so too.
         progress: show a progress bar.
-        on_batch: called with every batch of this process, output and detections (writing results, drawing).
+        on_batch: called with every batch of this process, output and detections (writing results, drawing), one
+            after the other, by that thread.
 
     Returns:
         The metrics of all images; None but on the main process.
@@ -102,37 +111,36 @@ def evaluate(
     Raises:
         EvaluationError: two processes looked at the same image.
     """
-    detection = DetectionEvaluator(names, config.max_det)
-    selector = SelectorEvaluator(names)
+    begin = time.perf_counter()
+    scores = _Scores(model, names, config.max_det, single_class, on_batch)
     config = replace(config, agnostic=config.agnostic or single_class)
     was_training = model.training
     model.eval()
     dtype = next(model.parameters()).dtype
-    for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
-        batch = loaded.to(device, non_blocking=True)
-        with torch.autocast(device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None):
-            output = model(batch.images.to(dtype))
-            decoded = decode(output, model.head.coder, config.conf_thres)
-            if augment:
-                decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
-        _refuse_nan(output, batch.metas)
-        found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
-        if single_class:
-            found = [replace(f, label=torch.zeros_like(f.label)) for f in found]
-        for index, meta in enumerate(batch.metas):
-            _update(detection, selector, model, output, batch, found[index], index, meta)
-        if on_batch is not None:
-            on_batch(batch, output, found)
+    timer = StageTimer(device)
+    behind = WorkBehind(workers=1, limit=1)  # one batch, because its output stays on the device as long
+    try:
+        for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
+            with timer.frame(len(loaded.metas)):
+                batch = loaded.to(device, non_blocking=True)
+                with torch.autocast(
+                    device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None
+                ):
+                    output = model(batch.images.to(dtype))
+                    decoded = decode(output, model.head.coder, config.conf_thres)
+                    if augment:
+                        decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
+                _refuse_nan(output, batch.metas)
+                found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
+            behind.run(partial(scores.add, batch, output, found), in_order=True)
+    finally:
+        behind.finish()
     model.train(was_training)
-    # The main process's own images come back in its own state, so that one process and several are one case.
-    states = gather_objects((detection.state(), selector.state()))
-    if not is_main():
+    metrics = scores.compute()
+    if metrics is None:
         return None
-    detection.reset()
-    selector.reset()
-    detection.merge(state for state, _ in states)
-    selector.merge(state for _, state in states)
-    return Evaluation(detection.compute(), selector.compute())
+    elapsed, model_s = time.perf_counter() - begin, sum(timer.frame_ms) / 1e3
+    return Evaluation(*metrics, Throughput(timer.summary().images, elapsed, model_s))
 
 
 def _refuse_nan(output: ESODOutput, metas: list[ImageMeta]) -> None:
@@ -152,28 +160,51 @@ def _refuse_nan(output: ESODOutput, metas: list[ImageMeta]) -> None:
         )
 
 
-def _update(
-    detection: DetectionEvaluator,
-    selector: SelectorEvaluator,
-    model: ESOD,
-    output: ESODOutput,
-    batch: Batch,
-    found: Detections,
-    index: int,
-    meta: ImageMeta,
-) -> None:
-    """Add one image to both evaluators."""
-    boxes_px, label = true_boxes(batch, index)
-    boxes_orig = meta.letterbox.to_original(boxes_px)
-    detection.update(meta.index, found.to("cpu"), boxes_orig, label, meta.letterbox.original_hw)
-    height, width = batch.images.shape[2:]
-    selector.update(
-        image_heatmap(output, index),
-        image_patches(output, index),
-        boxes_px,
-        (height // 8, width // 8),
-        threshold=model.config.slicer.threshold,
-        label_heatmap=batch.heatmaps[index].cpu() if output.heatmap_logits is not None else None,
-        gt_area_orig=(boxes_orig[:, 2:] - boxes_orig[:, :2]).prod(dim=1),
-        gt_label=label,
-    )
+class _Scores:
+    """Both evaluators of one `evaluate`."""
+
+    def __init__(
+        self, model: ESOD, names: list[str], max_det: int, single_class: bool, on_batch: OnBatch | None
+    ) -> None:
+        self.model, self.single_class, self.on_batch = model, single_class, on_batch
+        self.detection = DetectionEvaluator(names, max_det)
+        self.selector = SelectorEvaluator(names)
+
+    @torch.inference_mode()  # is of one thread, and this runs in another than the model
+    def add(self, batch: Batch, output: ESODOutput, found: list[Detections]) -> None:
+        """Score a batch, and pass it on."""
+        if self.single_class:
+            found = [replace(f, label=torch.zeros_like(f.label)) for f in found]
+        for index, detections in enumerate(found):
+            self._add_image(batch, output, detections, index)
+        if self.on_batch is not None:
+            self.on_batch(batch, output, found)
+
+    def compute(self) -> tuple[DetectionMetrics, SelectorMetrics] | None:
+        """The metrics of the images of all processes; None but on the main process."""
+        # The main process's own images come back in its own state, so that one process and several are one case.
+        states = gather_objects((self.detection.state(), self.selector.state()))
+        if not is_main():
+            return None
+        self.detection.reset()
+        self.selector.reset()
+        self.detection.merge(state for state, _ in states)
+        self.selector.merge(state for _, state in states)
+        return self.detection.compute(), self.selector.compute()
+
+    def _add_image(self, batch: Batch, output: ESODOutput, found: Detections, index: int) -> None:
+        meta = batch.metas[index]
+        boxes_px, label = true_boxes(batch, index)
+        boxes_orig = meta.letterbox.to_original(boxes_px)
+        self.detection.update(meta.index, found.to("cpu"), boxes_orig, label, meta.letterbox.original_hw)
+        height, width = batch.images.shape[2:]
+        self.selector.update(
+            image_heatmap(output, index),
+            image_patches(output, index),
+            boxes_px,
+            (height // 8, width // 8),
+            threshold=self.model.config.slicer.threshold,
+            label_heatmap=batch.heatmaps[index].cpu() if output.heatmap_logits is not None else None,
+            gt_area_orig=(boxes_orig[:, 2:] - boxes_orig[:, :2]).prod(dim=1),
+            gt_label=label,
+        )

@@ -1,4 +1,4 @@
-"""Work in threads around a loop that must not wait: ahead of it (`look_ahead`) and behind it (`WriteQueue`).
+"""Work in threads around a loop that must not wait: ahead of it (`look_ahead`) and behind it (`WorkBehind`).
 
 Threads are enough, because decoding, resizing and encoding pictures release Python's lock. Both are bounded, so
 that a slow loop does not fill the memory, and both hand errors to the loop's own thread. What the work is, is
@@ -89,7 +89,7 @@ class _LookAhead(Generic[T]):
             self._futures.put(None)
 
 
-class WriteQueue:
+class WorkBehind:
     """Runs what it is given, in threads, while the caller goes on; call `finish` at the end.
 
     The first error of anything it ran comes out of the next call, once.
@@ -103,7 +103,7 @@ class WriteQueue:
         """
         self._pools: list[ThreadPoolExecutor] = []
         if workers:
-            self._pools = [ThreadPoolExecutor(n, thread_name_prefix="write-queue") for n in (workers, 1)]
+            self._pools = [ThreadPoolExecutor(n, thread_name_prefix="work-behind") for n in (workers, 1)]
         self._slots = Semaphore(limit)
         self._error: BaseException | None = None
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
-from utils.background import WriteQueue
+from utils.background import WorkBehind
 from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth, plural
 from utils.draw import draw_boxes, save_image
 from utils.images import ByteImage
@@ -76,7 +76,7 @@ class DetectionOutput:
         self._item: tuple[int, Path] | None = None
         self._videos: dict[str, VideoWriter] = {}
         self._open_videos = ExitStack()
-        self._queue = WriteQueue(workers, BEHIND_PER_WORKER * workers)
+        self._queue = WorkBehind(workers, BEHIND_PER_WORKER * workers)
 
     def write(self, frame: Frame, prediction: PredictionLike) -> None:
         """Write everything that was asked for of one frame, or (with workers) see to it that it is written.

@@ -31,6 +31,9 @@ def test_accuracy(tiny_dataset: Path, tmp_path: Path, common: list[object], run_
     metrics = json.loads((tmp_path / "exp" / "metrics.json").read_text())
     assert 0 <= metrics["detection"]["ap"] <= 1 and metrics["selector"]["occupancy"] > 0
     assert metrics["detection"]["images"] == 4
+    speed = metrics["throughput"]
+    assert 0 < speed["images_per_second"] < speed["images_per_second_model"] and 0 < speed["ratio"] < 1
+    assert "images per second" in result.out
     names = [p.name for p in (tmp_path / "exp").iterdir()]
     assert {"predictions.json", "confusion_matrix.png", "batch0_labels.jpg", "batch0_predictions.jpg"} <= set(
         names
@@ -39,6 +42,25 @@ def test_accuracy(tiny_dataset: Path, tmp_path: Path, common: list[object], run_
         "a file per image, also without detections"
     )
     assert "not comparable" in result.out, "the note of the dataset stands beside its scores"
+
+
+def test_accuracy_does_not_depend_on_the_workers(
+    tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
+    found = {}
+    for workers in (0, 2):
+        extra = ["--save-json", "--analyse", "--batch-size", 1, "--name", f"w{workers}", "--workers", workers]
+        result = run_command("test.py", "--data", tiny_dataset, *common, *extra)
+        assert result.status == 0, result.err
+        folder = tmp_path / f"w{workers}"
+        metrics = json.loads((folder / "metrics.json").read_text())
+        found[workers] = [
+            metrics["detection"],
+            metrics["selector"],
+            (folder / "predictions.json").read_text(),
+        ]
+        found[workers] += [(folder / f"batch{number}_predictions.jpg").read_bytes() for number in range(3)]
+    assert found[0] == found[2], "to the last bit"
 
 
 @pytest.mark.parametrize("extra", [["--slicer", "none"], ["--slicer", "greedy", "--head", "sparse"], ["--max-patches", 3],

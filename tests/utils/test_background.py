@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 
-from utils.background import WriteQueue, look_ahead
+from utils.background import WorkBehind, look_ahead
 
 LONG = 10.0
 """Seconds that no test needs; a wait that takes so long has failed."""
@@ -141,7 +141,7 @@ def test_ctrl_c_while_waiting_for_a_result_ends_the_threads() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_everything_has_run_when_it_is_finished(workers: int) -> None:
     done: list[int] = []
-    queue = WriteQueue(workers, 2)
+    queue = WorkBehind(workers, 2)
     for number in range(20):
         queue.run(partial(done.append, number))
     queue.finish()
@@ -150,7 +150,7 @@ def test_everything_has_run_when_it_is_finished(workers: int) -> None:
 
 def test_what_is_given_in_order_runs_in_order_beside_the_rest() -> None:
     done: list[int] = []
-    queue = WriteQueue(3, 6)
+    queue = WorkBehind(3, 6)
 
     def slow_at_times(number: int) -> None:
         time.sleep(0.004 * (number % 2))
@@ -165,7 +165,7 @@ def test_what_is_given_in_order_runs_in_order_beside_the_rest() -> None:
 
 def test_the_caller_waits_when_too_much_is_waiting() -> None:
     given: list[int] = []
-    queue, may_run = WriteQueue(1, 2), threading.Event()
+    queue, may_run = WorkBehind(1, 2), threading.Event()
 
     def give() -> None:
         for number in range(4):
@@ -189,7 +189,7 @@ def fail() -> None:
 
 def test_an_error_comes_out_of_a_later_call_once() -> None:
     done: list[int] = []
-    queue = WriteQueue(1, 1)
+    queue = WorkBehind(1, 1)
     queue.run(fail)
     with pytest.raises(OSError, match="full"):
         queue.run(partial(done.append, 1))  # a slot is free only after the failure
@@ -199,7 +199,7 @@ def test_an_error_comes_out_of_a_later_call_once() -> None:
 
 
 def test_an_error_of_the_last_work_comes_out_at_the_end() -> None:
-    queue = WriteQueue(2, 4)
+    queue = WorkBehind(2, 4)
     queue.run(fail)
     with pytest.raises(OSError, match="full"):
         queue.finish()
@@ -207,4 +207,4 @@ def test_an_error_of_the_last_work_comes_out_at_the_end() -> None:
 
 def test_without_workers_an_error_comes_out_at_once() -> None:
     with pytest.raises(OSError, match="full"):
-        WriteQueue(0, 0).run(fail)
+        WorkBehind(0, 0).run(fail)
