@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -19,6 +19,7 @@ from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
 from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
+from utils.checkpoint import MatchReport
 from utils.config import (
     Anchors,
     DatasetConfig,
@@ -50,6 +51,8 @@ from utils.sampling import EpochBatchSampler
 from utils.typed_data import ConfigError, config_from_dict, config_to_dict, load_config
 
 BATCH_PICTURES = 3
+LEAST_MATCH = 0.05
+"""Share of the initial weights' numbers below which they are of a model of another size."""
 
 
 @dataclass
@@ -154,7 +157,9 @@ def build_run(
         "data": dataset_fingerprint(data.images.images),
     }
     if initial is not None:
-        get_logger().info(f"initial weights {weights}: {initialise(model, initial).summary()}")
+        report = initialise(model, initial)
+        get_logger().info(f"initial weights {weights}: {report.summary()}")
+        check_size(config.cfg, initial.state_dict, report)
         provenance["initial_weights"] = {**initial.provenance, "file": str(weights)}
     return _assemble(options, data, model, provenance, resume)
 
@@ -278,6 +283,21 @@ def check_family(cfg: str, model: ModelConfig, initial: ModelConfig) -> None:
         raise ConfigError(
             f"--cfg {cfg} has the body of YOLOv5 {model.body}, the initial weights that of {initial.body}: "
             "next to nothing would fit. Give models/cfg/<MODEL>_v6.yaml for v6 weights, <MODEL>.yaml for v5.0"
+        )
+
+
+def check_size(cfg: str, source: Mapping[str, Tensor], report: MatchReport) -> None:
+    """Refuse initial weights of another size of the same family: training would begin from random numbers.
+
+    Raises:
+        ConfigError: less than `LEAST_MATCH` of the source's numbers fit.
+    """
+    taken = sum(source[name].numel() for name in report.matched)
+    share = taken / max(sum(tensor.numel() for tensor in source.values()), 1)
+    if share < LEAST_MATCH:
+        raise ConfigError(
+            f"--cfg {cfg}: only {share:.1%} of the initial weights' numbers fit, they are of a model of another size. "
+            "Give the --cfg that they are of, or --weights none to train from scratch"
         )
 
 

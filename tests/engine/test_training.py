@@ -214,6 +214,12 @@ def test_initial_weights_from_a_trained_model(
     third = run_command("train.py", *other)
     assert third.status == 1
     assert "has the body of YOLOv5 v6, the initial weights that of v5.0" in third.err
+    larger = options(
+        tiny_dataset, tmp_path, epochs=1, name="fourth", weights=best, cfg="models/cfg/yolov5s.yaml"
+    )
+    fourth = run_command("train.py", *larger)
+    assert fourth.status == 1
+    assert "of the initial weights' numbers fit, they are of a model of another size" in fourth.err
 
 
 def test_rect_training_of_portrait_images(tmp_path: Path, run_command: RunCommand) -> None:
