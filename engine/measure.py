@@ -69,18 +69,22 @@ class DenseCount:
     Attributes:
         gflops_2mac: by torch, what ran.
         gflops_thop: by thop, by module.
-        difference: thop's number over torch's, minus 1; None without thop.
+        difference: thop's number over torch's without attention, minus 1; None without thop.
+        gflops_attention: of gflops_2mac, in scaled dot-product attention, which thop has no rule for.
     """
 
     gflops_2mac: float
     gflops_thop: float | None
     difference: float | None
+    gflops_attention: float = 0.0
 
     def line(self) -> str:
         """The numbers in words, with why they may differ."""
         text = f"dense, first image: {self.gflops_2mac:.2f} GFLOPs by torch"
         if self.difference is None:
             return f"{text} (no second opinion)"
+        if self.gflops_attention:
+            text += f" ({self.gflops_attention:.2f} of them attention, which thop does not count)"
         verdict = "agree" if abs(self.difference) <= AGREEMENT else "DO NOT AGREE: trust neither"
         return (
             f"{text}, {self.gflops_thop:.2f} by thop: {abs(self.difference):.2%} apart, {verdict} within {AGREEMENT:.0%}\n"
@@ -264,7 +268,7 @@ class _Meter:
         """A batch from letterboxed images in memory to detections."""
         return run_once(self.detector, batch, self.config, timer)
 
-    @torch.inference_mode()
+    @torch.no_grad()  # in inference mode torch's counter fails where a module is given a parameter, as GPViT's are
     def _count(self, batch: Batch) -> tuple[FlopCount, FlopCount | None]:
         """Operations of one forward pass over a batch: those that ran, and by module.
 
@@ -301,7 +305,8 @@ class _Meter:
             model.config = configured
         if modules is None:
             return DenseCount(ran.gflops, None, None)
-        return DenseCount(ran.gflops, modules.gflops, modules.flops / ran.flops - 1)
+        difference = modules.flops / (ran.flops - ran.attention) - 1
+        return DenseCount(ran.gflops, modules.gflops, difference, ran.attention / 1e9)
 
     def result(self, larger_batch: int) -> Measurement:
         """The summary of all images."""

@@ -23,13 +23,17 @@ from utils.summary import spread
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Cost of a computation: ``macs`` multiply-accumulates, ``flops`` = 2 · macs arithmetic operations."""
+    """Cost of a computation: ``macs`` multiply-accumulates, ``flops`` = 2 · macs arithmetic operations.
+
+    ``attention`` of the flops are scaled dot-product attention's, which is a function: counting by modules misses them.
+    """
 
     macs: int
     flops: int
+    attention: int = 0
 
     def __add__(self, other: FlopCount) -> FlopCount:
-        return FlopCount(self.macs + other.macs, self.flops + other.flops)
+        return FlopCount(self.macs + other.macs, self.flops + other.flops, self.attention + other.attention)
 
     @property
     def gflops(self) -> float:
@@ -56,7 +60,9 @@ def count_flops(function: Callable[[], object]) -> FlopCount:
     with FlopCounterMode(display=False) as counter:
         function()
     flops = counter.get_total_flops()
-    return FlopCount(macs=flops // 2, flops=flops)
+    operations = counter.get_flop_counts().get("Global", {})
+    attention = sum(n for name, n in operations.items() if "scaled_dot_product" in str(name))
+    return FlopCount(macs=flops // 2, flops=flops, attention=attention)
 
 
 class CounterMissingError(RuntimeError):
@@ -70,7 +76,8 @@ def count_modules(model: nn.Module, *inputs: object) -> FlopCount:
     every operation, whoever calls it. So the two differ:
 
     - work outside of modules is not in thop's number: the sparse head, whose convolutions run as matrix products
-      on gathered rows, and the slicer;
+      on gathered rows, attention (in `FlopCount.attention`), GPViT's depth-wise convolutions on kept tokens, and
+      the slicer;
     - thop also counts BatchNorm (4 per value) and upsampling layers, torch's counter neither. On a fused model,
       as `engine.inference.load_model` makes it, there is no BatchNorm, and on the dense path the two agree.
 

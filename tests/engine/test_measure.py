@@ -104,6 +104,28 @@ def test_every_image_has_a_cost_of_its_own(tmp_path: Path) -> None:
     assert picture is not None and picture.shape[1] > picture.shape[0]
 
 
+@pytest.mark.parametrize(
+    ("config", "operations"),
+    [
+        (ModelConfig(family="gpvit", depth=0.25, width=12 / 216, num_classes=2), "attention"),
+        (ModelConfig(width=0.125, transformer=True, num_classes=2), "attention"),
+        (ModelConfig(family="yolov8", width=0.125, num_classes=2, head=HeadConfig("dfl")), "convolution"),
+        (ModelConfig(family="rtmdet", width=0.125, num_classes=2), "convolution"),
+        (ModelConfig(family="retinanet", width=0.125, num_classes=2), "convolution"),
+    ],
+    ids=["gpvit", "transformer", "yolov8", "rtmdet", "retinanet"],
+)
+def test_every_family_is_measured_and_the_counters_agree_but_for_attention(
+    config: ModelConfig, operations: str
+) -> None:
+    detector = Detector(build_model(config).eval().fuse(), ["a", "b"], CPU)
+    result = measure(detector, [image(0, (256, 320))], PostprocessConfig(), larger_batch=1)
+    assert result.dense is not None and result.dense.difference is not None
+    assert abs(result.dense.difference) < 0.02, result.dense.line()
+    assert (result.dense.gflops_attention > 0) == (operations == "attention")
+    assert ("attention" in result.dense.line()) == (operations == "attention")
+
+
 def test_a_dense_model_occupies_everything_and_has_no_line(tmp_path: Path) -> None:
     result = measure(Detector(model("none"), ["a", "b"], CPU), [image(0), image(1)], PostprocessConfig())
     assert result.occupancy.least == result.occupancy.most == 1
