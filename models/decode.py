@@ -109,7 +109,7 @@ def suppress_px(
     decoded: DecodedBoxes, image: int, config: PostprocessConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Non-maximum suppression of one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
-    rows = (decoded.image_index == image) & (decoded.objectness > config.conf_thres)
+    rows = ((decoded.image_index == image) & (decoded.objectness > config.conf_thres)).nonzero().squeeze(1)
     return non_max_suppression(
         cxcywh_to_xyxy(decoded.cxcywh_px[rows]),
         decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows],

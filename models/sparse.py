@@ -59,7 +59,9 @@ def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
 
 def gather_rows(maps: Tensor, position: Tensor) -> Tensor:
     """What is at positions [M, 3] (map, row, column) of maps [K, C, h, w]: [M, C]."""
-    return maps.permute(0, 2, 3, 1)[position[:, 0], position[:, 1], position[:, 2]]
+    channels, height, width = maps.shape[1:]
+    cell = (position[:, 0] * height + position[:, 1]) * width + position[:, 2]
+    return maps.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, cell)
 
 
 def scatter_rows(rows: Tensor, position: Tensor, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 FIRST_CANDIDATES_PER_DETECTION = 3
-"""Suppression first looks at this many times max_det candidates, which is usually enough."""
+"""Suppression first looks at this many times max_det candidates: enough where few of them overlap."""
 
 
 def xyxy_to_cxcywh(xyxy: Tensor) -> Tensor:
@@ -154,12 +154,13 @@ def _best_kept(boxes: Tensor, score: Tensor, group: Tensor, iou_thres: float, ma
     """Which candidates, ordered by score, stay: indices [M], ascending, M ≤ max_det.
 
     Whether a candidate stays depends on better ones only. So the best few are tried first: when they
-    already give max_det, which is usual for a low threshold, the rest cannot matter.
+    already give max_det, the rest cannot matter; else what they removed is out.
     """
     first = FIRST_CANDIDATES_PER_DETECTION * max_det
     kept: Tensor = batched_nms(boxes[:first], score[:first], group[:first], iou_thres)
     if len(kept) < max_det and first < len(boxes):
-        kept = batched_nms(boxes, score, group, iou_thres)
+        left = torch.cat((kept.sort().values, torch.arange(first, len(boxes), device=kept.device)))
+        kept = left[batched_nms(boxes[left], score[left], group[left], iou_thres)]
     return kept.sort().values[:max_det]
 
 

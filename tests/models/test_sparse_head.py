@@ -13,7 +13,7 @@ from models.build import build_head
 from models.head import DENSE_ABOVE, DENSE_ABOVE_TWO, DetectionHead
 from models.layers import Conv
 from models.levels import STRIDES, HeadPositions, LevelOutput
-from models.sparse import gather_rows, grow
+from models.sparse import gather_neighbourhoods, gather_rows, grow
 from tests.models.conftest import BuildTiny
 from utils.config import HeadConfig, ModelConfig
 
@@ -50,7 +50,7 @@ def random_masks(patches: int, share: float) -> list[Tensor]:
 def gathers(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Collects how many rows each gathering of neighbourhoods had."""
     rows: list[int] = []
-    original = head_module.gather_neighbourhoods
+    original = gather_neighbourhoods
 
     def counted(features: Tensor, position: Tensor) -> Tensor:
         rows.append(len(position))
