@@ -21,10 +21,11 @@ from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_tr
 from utils.draw import draw_boxes, save_image
 from utils.images import ByteImage
 from utils.logger import LOGGER_NAME
+from utils.records import class_name
 from utils.results import Detections, PredictionLike
 from utils.sources import Frame
 from utils.summary import Throughput
-from utils.writers import OutputNames, VideoWriter, class_name, crop_paths, save_crops, write_darknet
+from utils.writers import OutputNames, VideoWriter, crop_paths, save_crops, write_darknet
 
 logger = logging.getLogger(f"{LOGGER_NAME}.detection_output")
 

@@ -20,6 +20,7 @@ import numpy as np
 from utils.boxes import clip_boxes, xyxy_to_cxcywh
 from utils.draw import save_image
 from utils.images import ByteImage, write_atomic
+from utils.records import class_name, coco_results
 from utils.results import Detections
 
 VIDEO_FORMATS: tuple[tuple[str, str], ...] = (("VP90", ".webm"), ("mp4v", ".mp4"))
@@ -116,16 +117,8 @@ def save_crops(image: ByteImage, detections: Detections, paths: Sequence[Path]) 
         save_image(path, np.ascontiguousarray(image[y1:y2, x1:x2]))
 
 
-def class_name(names: Sequence[str], label: int) -> str:
-    """Name of a class, or its number where the list is too short."""
-    return names[label] if 0 <= label < len(names) else str(label)
-
-
 class CocoJsonWriter:
-    """Collects detections and writes them as a COCO results file: a JSON list, one entry a detection.
-
-    Entry: ``{"image_id", "category_id", "bbox": [x, y, width, height] in original pixels, "score"}``.
-    """
+    """Collects detections and writes them as a COCO results file: a JSON list of `coco_results`."""
 
     def __init__(self, path: Path, category_ids: Sequence[int] | None = None) -> None:
         """category_ids[label] is the id of a class in the annotation file; None: the label itself."""
@@ -135,15 +128,7 @@ class CocoJsonWriter:
 
     def add(self, image_id: int | str, detections: Detections) -> None:
         """Collect the detections of one image, known by its number or by the stem of its file."""
-        found = detections.to("cpu")
-        rows = zip(found.xyxy.tolist(), found.score.tolist(), found.label.tolist(), strict=True)
-        for (x1, y1, x2, y2), score, label in rows:
-            self._entries.append({
-                "image_id": image_id,
-                "category_id": label if self._category_ids is None else self._category_ids[label],
-                "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-                "score": round(score, 6),
-            })  # fmt: skip
+        self._entries += coco_results(image_id, detections, self._category_ids)
 
     def write(self) -> Path:
         """Write what has been collected, also when that is nothing, and return the file."""

@@ -19,7 +19,6 @@ from utils.writers import (
     OutputNames,
     VideoWriteError,
     VideoWriter,
-    class_name,
     crop_paths,
     save_crops,
     write_darknet,
@@ -114,10 +113,6 @@ def test_two_crops_of_one_name_are_both_kept(tmp_path: Path) -> None:
     for _ in range(2):
         save_crops(image, found((1, 1, 5, 5, 0.9, 0)), crop_paths([0], ["car"], tmp_path, Path("a"), used))
     assert sorted(path.name for path in (tmp_path / "car").iterdir()) == ["a_0.jpg", "a_0_2.jpg"]
-
-
-def test_class_name_outside_the_list() -> None:
-    assert [class_name(["car"], label) for label in (0, 1, -1)] == ["car", "1", "-1"]
 
 
 # ---------------------------------------------------------------------------------------------- COCO
