@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README_LINES = 250
+SET_UP = "bash scripts/setup_env.sh"
 QUICKSTART = "bash scripts/quickstart.sh"
 ACTIVATE = "source .venv/bin/activate"
 MADE_BY_QUICKSTART = ("sample/", "runs/quickstart/", "data/images/sample.txt")
@@ -178,11 +179,14 @@ def test_commands_are_accepted_by_their_parsers(command: Command, capsys: pytest
 
 
 @pytest.mark.parametrize("command", commands("bash"), ids=str)
-def test_commands_after_the_quickstart_read_what_is_there(command: Command) -> None:
+def test_commands_read_what_is_there(command: Command) -> None:
+    """Files of the repository, and behind the quickstart also what it makes."""
+    (quickstart,) = [block.line for block in blocks("bash") if QUICKSTART in block.text]
+    made = MADE_BY_QUICKSTART if command.line > quickstart else ()
     missing = [
         name
         for name in inputs_of(command)
-        if not name.startswith(MADE_BY_QUICKSTART) and name != "none" and not (ROOT / name).exists()
+        if not name.startswith(made) and name != "none" and not (ROOT / name).exists()
     ]
     assert not missing, str(command)
 
@@ -269,6 +273,30 @@ def test_every_module_is_in_the_picture() -> None:
     assert [path.stem for path in files if path.stem != "__init__" and f"`{path.stem}`" not in text] == []
 
 
+def test_the_order_of_the_readme() -> None:
+    """Sentence, picture, table, then what a reader wants next."""
+    text = README.read_text(encoding="utf-8")
+    head = text.partition("\n## ")[0]
+    assert head.index("ESOD finds small objects") < head.index("![") < head.index("| what was measured |")
+    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == [
+        "Install", "Detect", "From Python", "Train on the sample", "Train on VisDrone", "Evaluate and measure",
+        "Models", "Your own data", "Export", "Questions", "Citing and licence",
+    ]  # fmt: skip
+
+
+def test_the_readme_has_the_numbers_of_the_report(tmp_path: Path) -> None:
+    """`python scripts/readme_table.py` would change nothing."""
+    copy = tmp_path / "README.md"
+    shutil.copyfile(README, copy)
+    subprocess.run(
+        [sys.executable, "scripts/readme_table.py", "--page", str(copy)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    assert copy.read_text(encoding="utf-8") == README.read_text(encoding="utf-8")
+
+
 def test_the_readme_stays_short() -> None:
     assert len(README.read_text(encoding="utf-8").splitlines()) <= README_LINES
 
@@ -292,7 +320,7 @@ def copy_of_the_tree(target: Path) -> None:
 
 
 def environment_for(text: str) -> dict[str, str]:
-    """This Python as the activated environment; the quickstart is told to take it as it is."""
+    """This Python as the activated environment; what does its own set-up is told to take it as it is."""
     steered = {
         "ESOD_VENV",
         "ESOD_PYTHON",
@@ -305,7 +333,7 @@ def environment_for(text: str) -> dict[str, str]:
     }
     environment = {key: value for key, value in os.environ.items() if key not in steered}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-    if QUICKSTART in text:
+    if QUICKSTART in text or SET_UP in text:
         environment |= {"ESOD_VENV": "none", "ESOD_PYTHON": sys.executable}
     return environment
 
@@ -314,12 +342,12 @@ def environment_for(text: str) -> dict[str, str]:
 @pytest.mark.timeout(2400)
 @pytest.mark.skipif("ESOD_FULL" not in os.environ, reason="takes a quarter of an hour: ESOD_FULL=1 runs it")
 def test_every_command_runs(tmp_path: Path) -> None:
-    """What a reader copies, block after block, after a quickstart on a fresh checkout."""
+    """What a reader copies, block after block, on a fresh checkout."""
     tree = tmp_path / "tree with a space"
     copy_of_the_tree(tree)
     everything = blocks_of(README.read_text(encoding="utf-8"))
     runnable = [block for block in everything if block.language in {"bash", "python"}]
-    assert QUICKSTART in runnable[0].text, "the first block makes what the others use"
+    assert SET_UP in runnable[0].text, "the first block makes the environment of the others"
     for block in runnable:
         text = block.text.replace(ACTIVATE, "")
         line = (
