@@ -12,11 +12,10 @@ import argparse
 import sys
 import time
 from contextlib import closing
-from functools import partial
 
 import cv2
 
-from engine.inference import Detector, load_model
+from engine.inference import Detector, NetworkInput, load_model
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural
@@ -28,13 +27,15 @@ from utils.runs import new_run_dir
 from utils.sources import Frame, Source, open_source
 from utils.typed_data import ConfigError
 
+NOTHING_READ = 1
+SOME_NOT_READ = 3
 INTERRUPTED = 130
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Run detection over a source; returns the exit status: 1 when not one picture could be read."""
+    """Run detection over a source; returns the exit status: 1 when not one picture could be read, 3 when some could not."""
     log = get_logger()
-    source = open_source(options.source)
+    source = open_source(options.source, options.reconnect)
     detector = load_model(
         options.weights, options.device, model_overrides(options), half=options.half, compiled=options.compile
     )
@@ -58,7 +59,9 @@ def detect(options: argparse.Namespace) -> int:
         log.info("%s", line)
     if interrupted:
         return INTERRUPTED
-    return 0 if summary.frames else 1
+    if not summary.frames:
+        return NOTHING_READ
+    return SOME_NOT_READ if source.problems else 0
 
 
 def detect_all(
@@ -71,7 +74,10 @@ def detect_all(
     """Detect in every frame of a source, write what was asked for, say a line about each."""
     log = get_logger()
     post = _postprocessing(options)
-    prepare = partial(detector.prepare, img_size=options.img_size)
+
+    def prepare(frame: Frame) -> NetworkInput:
+        return detector.prepare(frame.image, options.img_size)
+
     with closing(source.read_ahead(prepare, options.workers)) as frames:
         started = time.perf_counter()
         for frame, network_input in frames:

@@ -6,10 +6,14 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Event, Thread
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -110,3 +114,72 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = yaml.safe_load((ROOT / "models" / "cfg" / "yolov5n.yaml").read_text(encoding="utf-8"))
     (root / "model.yaml").write_text(yaml.safe_dump(model | {"width": 0.125}), encoding="utf-8")
     return root / "data.yaml"
+
+
+@dataclass
+class MjpegServer:
+    """A camera that sends JPEGs over HTTP to whoever asks, on this machine only.
+
+    Attributes:
+        port: it listens on.
+        per_connection: frames before it hangs up; by number of the connection, the last one for all others.
+        hw: height and width, likewise.
+        interval_s: between frames.
+        connections: how many there were.
+        closed: hangs up on everybody, and answers nobody.
+    """
+
+    port: int = 0
+    per_connection: list[int] = field(default_factory=lambda: [10**9])
+    hw: list[tuple[int, int]] = field(default_factory=lambda: [(48, 64)])
+    interval_s: float = 0.01
+    connections: int = 0
+    closed: Event = field(default_factory=Event)
+
+    def address(self, name: str = "live") -> str:
+        return f"http://127.0.0.1:{self.port}/{name}"
+
+    def send(self, handler: BaseHTTPRequestHandler) -> None:
+        number, self.connections = self.connections, self.connections + 1
+        if self.closed.is_set():
+            handler.send_error(503)
+            return
+        count = self.per_connection[min(number, len(self.per_connection) - 1)]
+        hw = self.hw[min(number, len(self.hw) - 1)]
+        handler.send_response(200)
+        handler.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        handler.end_headers()
+        for brightness in range(count):
+            _, jpeg = cv2.imencode(".jpg", np.full((*hw, 3), (brightness % 25) * 10, np.uint8))
+            data = jpeg.tobytes()
+            head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(data)}\r\n\r\n"
+            try:
+                handler.wfile.write(head.encode() + data + b"\r\n")
+            except OSError:
+                return
+            if self.closed.wait(self.interval_s):
+                return
+
+
+@pytest.fixture
+def mjpeg_server() -> Iterator[MjpegServer]:
+    """A running `MjpegServer`."""
+    camera = MjpegServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            camera.send(self)
+
+        def log_message(self, *message: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    camera.port = server.server_port
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    yield camera
+    camera.closed.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -22,6 +22,22 @@ _FALLBACK_FPS = 25.0
 _LARGEST_BY_BITS = (255, 1023, 4095, 16383, 65535)
 _TRANSPARENT_RGB = 114  # the grey that letterboxing pads with: to the network, "no picture here"
 _JPEG_END = b"\xff\xd9"
+
+
+class Capture(Protocol):
+    """What is needed of OpenCV's VideoCapture."""
+
+    def isOpened(self) -> bool:
+        """Whether there is something to read from."""
+
+    def read(self) -> tuple[bool, NDArray[Any]]:
+        """Wait for the next frame, uint8 BGR [H, W, 3]; False when there is none any more."""
+
+    def get(self, prop: int) -> float:
+        """A property, such as frames per second."""
+
+    def release(self) -> None:
+        """Close it."""
 
 
 class VideoError(ValueError):
@@ -64,7 +80,7 @@ def read_picture(path: str | Path) -> ByteImage:
             picture = decode_jpeg(data, upright=True)
         else:
             decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
-            picture = None if decoded is None else _bgr_to_rgb(decoded)
+            picture = None if decoded is None else bgr_to_rgb(decoded)
     except cv2.error as error:
         raise ImageError(f"{path}: not decodable as a picture ({str(error).strip()})") from error
     except ValueError as error:
@@ -107,15 +123,16 @@ def read_video(path: Path) -> Iterator[tuple[ByteImage, VideoInfo]]:
             success, bgr = capture.read()
             if not success:
                 break
-            video = video or _video_info(capture, bgr)
-            yield _bgr_to_rgb(bgr), video
+            video = video or video_info(capture, bgr)
+            yield bgr_to_rgb(bgr), video
         if video is None:
             raise VideoError(f"{path}: not a video, a damaged one, or a codec that OpenCV cannot read")
     finally:
         capture.release()
 
 
-def _video_info(capture: cv2.VideoCapture, first: NDArray[Any]) -> VideoInfo:
+def video_info(capture: Capture, first: NDArray[Any]) -> VideoInfo:
+    """What an open capture says about itself; first: a frame of it, [H, W, 3]."""
     fps = float(capture.get(cv2.CAP_PROP_FPS))
     count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     known_fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FALLBACK_FPS
@@ -123,7 +140,7 @@ def _video_info(capture: cv2.VideoCapture, first: NDArray[Any]) -> VideoInfo:
     return VideoInfo(known_fps, known_count, (first.shape[0], first.shape[1]))
 
 
-def _bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:
+def bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:
     """OpenCV's grey, BGR or BGRA array of any depth as contiguous 8-bit RGB."""
     channels = 1 if decoded.ndim == 2 else decoded.shape[2]
     if (

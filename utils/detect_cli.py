@@ -16,8 +16,13 @@ from utils.cli import (
     positive_int,
     probability,
 )
+from utils.streams import RECONNECTS
 
-DESCRIPTION = "Detect objects in an image, a folder, a glob, a .txt list or a video."
+DESCRIPTION = "Detect objects in images, videos, lists of them, cameras and streams."
+EPILOG = (
+    "Exit status: 0 all was read; 1 nothing could be read, or another error; 2 wrong options; "
+    "3 some of it could not be read, the rest is done; 130 stopped by Ctrl-C, what was finished is complete."
+)
 REFUSED = {
     "--view-img": "the pictures are saved; look into the folder printed at the end",
     "--update": "released checkpoints are read as they are; scripts/model_convert.py writes them anew",
@@ -28,6 +33,7 @@ REFUSED = {
 def build_detect_parser() -> Parser:
     """The command line of detection."""
     parser = Parser(DESCRIPTION, REFUSED, prog="detect.py")
+    parser.epilog = EPILOG
     parser.add_argument(
         "--weights",
         default="weights/sample_yolov5n.pt",
@@ -37,8 +43,16 @@ def build_detect_parser() -> Parser:
     parser.add_argument(
         "--source",
         default="data/images",
-        metavar="PATH",
-        help="image, folder (with all below it), glob, .txt list or video",
+        metavar="WHAT",
+        help="image, video, folder (with all below it), glob, .txt or .csv list, - (names on standard input, a line "
+        "each), camera number, address of a stream (rtsp://, rtmp://, http://), or a .streams list of these two",
+    )
+    parser.add_argument(
+        "--reconnect",
+        type=non_negative_int,
+        default=RECONNECTS,
+        metavar="N",
+        help="a lost camera or stream is opened again up to N times in a row, after 1, 2, 4, … at most 30 seconds",
     )
     add_image_size_argument(parser)
     _add_threshold_arguments(parser)

@@ -19,11 +19,11 @@ from types import TracebackType
 from utils.background import WorkBehind
 from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth, plural
 from utils.draw import draw_boxes, save_image
+from utils.frames import Frame
 from utils.images import ByteImage
 from utils.logger import LOGGER_NAME
 from utils.records import class_name
 from utils.results import Detections, PredictionLike
-from utils.sources import Frame
 from utils.summary import Throughput
 from utils.writers import OutputNames, VideoWriter, crop_paths, save_crops, write_darknet
 
@@ -74,8 +74,9 @@ class DetectionOutput:
         self.folder, self.names, self.options = folder, names, options
         self._relative = relative
         self._used = OutputNames()
-        self._item: tuple[int, Path] | None = None
-        self._videos: dict[str, VideoWriter] = {}
+        self._stems: dict[int, Path] = {}
+        """By index of the files that are being written: one, or of live streams all."""
+        self._videos: dict[Path, VideoWriter] = {}
         self._open_videos = ExitStack()
         self._queue = WorkBehind(workers, BEHIND_PER_WORKER * workers)
 
@@ -131,12 +132,14 @@ class DetectionOutput:
 
     def _stem_of(self, frame: Frame) -> Path:
         """Path below the folder, without suffix, that belongs to this file of the source alone."""
-        if self._item is None or self._item[0] != frame.index:
-            self._queue.run(self._finish_videos, in_order=True)
+        if frame.index not in self._stems:
+            if not frame.live:
+                self._queue.run(self._finish_videos, in_order=True)
+                self._stems.clear()
             relative = self._relative(frame.path)
-            stem = self._used.claim(relative.with_name(relative.stem), ("", CLUSTER_ENDING))
-            self._item = (frame.index, stem)
-        return self._item[1]
+            name = relative.name if frame.live else relative.stem
+            self._stems[frame.index] = self._used.claim(relative.with_name(name), ("", CLUSTER_ENDING))
+        return self._stems[frame.index]
 
     def _draw(self, image: ByteImage, found: Detections) -> ByteImage:
         style = self.options.style
@@ -164,9 +167,9 @@ class DetectionOutput:
         if frame.video is None:
             save_image(path.with_name(f"{path.name}{suffix}"), picture)
             return
-        if ending not in self._videos:
-            self._videos[ending] = self._open_videos.enter_context(VideoWriter(path, frame.video.fps))
-        self._videos[ending].write(picture)
+        if path not in self._videos:
+            self._videos[path] = self._open_videos.enter_context(VideoWriter(path, frame.video.fps))
+        self._videos[path].write(picture)
 
 
 def count_classes(found: Detections, names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from utils.decoding import VideoError, read_picture, read_video, to_uint8
 from utils.images import ImageError
-from utils.sources import AHEAD_PER_WORKER, SourceError, open_source
+from utils.sources import AHEAD_PER_WORKER, Frame, SourceError, open_source
 
 RED_RGB, BLUE_RGB = (200, 30, 10), (10, 30, 200)
 
@@ -199,10 +199,12 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "spec, expected",
     [
-        ("rtsp://user:secret@10.0.0.1/live", "rtsp://"),
-        ("https://example.org/a.jpg", "https://"),
-        ("0", "camera"),
-        ("-", "standard input"),
+        ("ftp://user:secret@10.0.0.1/live", "ftp://.* cannot be read"),
+        (
+            "https://user:secret@example.org/a.jpg?key=secret",
+            r"https://example.org/a.jpg is a file.*download",
+        ),
+        ("http://example.org/a.mp4", "not a live stream"),
         ("", "empty"),
         ("nowhere/at/all.jpg", "does not exist"),
         ("nowhere/*.jpg", "matches nothing"),
@@ -263,7 +265,7 @@ def test_frames_and_problems_come_in_the_same_order_with_threads(
     caplog.clear()
     known: list[tuple[str, int]] = []
     ahead = []
-    for frame, brightness in source.read_ahead(lambda image: int(image.sum()), workers):
+    for frame, brightness in source.read_ahead(lambda frame: int(frame.image.sum()), workers):
         ahead.append((frame.path.name, frame.frame_number, frame.image.tobytes()))
         assert brightness == frame.image.sum(dtype=np.int64)
         known.append((frame.path.name, len(caplog.records)))
@@ -284,7 +286,7 @@ def test_frames_and_problems_come_in_the_same_order_with_threads(
 def test_an_error_of_what_is_prepared_is_not_taken_for_an_unreadable_file(tmp_path: Path) -> None:
     write_picture(tmp_path / "a.png")
 
-    def fail(image: np.ndarray) -> None:
+    def fail(frame: Frame) -> None:
         raise RuntimeError("out of memory")
 
     source = open_source(str(tmp_path))
@@ -297,7 +299,7 @@ def test_an_error_of_what_is_prepared_is_not_taken_for_an_unreadable_file(tmp_pa
 def test_only_so_many_pictures_are_decoded_in_advance(tmp_path: Path) -> None:
     write_video(tmp_path / "v.avi", frames=40)
     seen: list[int] = []
-    with closing(open_source(str(tmp_path)).read_ahead(lambda image: seen.append(1), 2)) as frames:
+    with closing(open_source(str(tmp_path)).read_ahead(lambda frame: seen.append(1), 2)) as frames:
         for used in range(1, 9):
             next(frames)
             time.sleep(0.01)
