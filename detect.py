@@ -21,7 +21,10 @@ from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural
 from utils.detect_cli import parse_detect_options
 from utils.detection_output import DetectionOutput, DetectionSummary, OutputOptions, count_classes
-from utils.logger import get_logger
+from utils.geojson import require_rasterio
+from utils.logger import get_logger, warnings_only
+from utils.progress import Progress
+from utils.record_files import ReaderGoneError, RecordOptions, json_lines_file, open_records
 from utils.results import PredictionLike
 from utils.runs import new_run_dir
 from utils.sources import Frame, Source, open_source
@@ -30,38 +33,49 @@ from utils.typed_data import ConfigError
 NOTHING_READ = 1
 SOME_NOT_READ = 3
 INTERRUPTED = 130
+READER_GONE = 141
+"""What a shell says of a program that a closed pipe ended."""
 
 
 def detect(options: argparse.Namespace) -> int:
     """Run detection over a source; returns the exit status: 1 when not one picture could be read, 3 when some could not."""
     log = get_logger()
-    source = open_source(options.source, options.reconnect)
-    detector = load_model(
-        options.weights, options.device, model_overrides(options), half=options.half, compiled=options.compile
-    )
-    _check_classes(options.classes, detector.names)
-    folder = new_run_dir(options.project, options.name, options.exist_ok)
-    summary = DetectionSummary()
-    interrupted = False
-    if options.workers:
-        cv2.setNumThreads(0)  # one core per worker; OpenCV's own threads would fight over them
-    started = time.perf_counter()
-    try:
-        with DetectionOutput(
-            folder, detector.names, _output_options(options), source.relative, options.workers
-        ) as output:
-            detect_all(source, detector, output, summary, options)
-    except KeyboardInterrupt:
-        interrupted = True
-        log.warning("stopped by Ctrl-C; what was finished is complete")
-    summary.elapsed_s = time.perf_counter() - started
-    for line in summary.lines(folder, source.problems):
-        log.info("%s", line)
-    if interrupted:
-        return INTERRUPTED
-    if not summary.frames:
-        return NOTHING_READ
-    return SOME_NOT_READ if source.problems else 0
+    if options.save_geojson:
+        require_rasterio()
+    with warnings_only(options.quiet), json_lines_file(options.json) as json_lines:
+        source = open_source(options.source, options.reconnect)
+        detector = load_model(
+            options.weights,
+            options.device,
+            model_overrides(options),
+            half=options.half,
+            compiled=options.compile,
+        )
+        _check_classes(options.classes, detector.names)
+        folder = new_run_dir(options.project, options.name, options.exist_ok)
+        records = open_records(folder, _record_options(options), detector.names, json_lines)
+        summary, status = DetectionSummary(), 0
+        if options.workers:
+            cv2.setNumThreads(0)  # one core per worker; OpenCV's own threads would fight over them
+        started = time.perf_counter()
+        try:
+            with DetectionOutput(
+                folder, detector.names, _output_options(options), source.relative, options.workers, records
+            ) as output:
+                detect_all(source, detector, output, summary, options)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+            log.warning("stopped by Ctrl-C; what was finished is complete")
+        except ReaderGoneError:
+            status = READER_GONE
+        summary.elapsed_s = time.perf_counter() - started
+        if not any(folder.iterdir()):  # all went to --json
+            folder.rmdir()
+        for line in summary.lines(folder if folder.is_dir() else None, source.problems):
+            log.info("%s", line)
+        if status or not summary.frames:
+            return status or NOTHING_READ
+        return SOME_NOT_READ if source.problems else 0
 
 
 def detect_all(
@@ -71,14 +85,18 @@ def detect_all(
     summary: DetectionSummary,
     options: argparse.Namespace,
 ) -> None:
-    """Detect in every frame of a source, write what was asked for, say a line about each."""
+    """Detect in every frame of a source, write what was asked for, say a line about each or show a progress bar."""
     log = get_logger()
     post = _postprocessing(options)
 
     def prepare(frame: Frame) -> NetworkInput:
         return detector.prepare(frame.image, options.img_size)
 
-    with closing(source.read_ahead(prepare, options.workers)) as frames:
+    with (
+        closing(source.read_ahead(prepare, options.workers)) as frames,
+        Progress(not options.quiet) as progress,
+    ):
+        say = log.info if options.verbose or not (progress.shown and sys.stdout.isatty()) else log.debug
         started = time.perf_counter()
         for frame, network_input in frames:
             read = time.perf_counter()
@@ -89,7 +107,9 @@ def detect_all(
             # With workers, reading and writing only take what the network had to wait for them.
             waited = {"read": (read - started) * 1e3, "write": (written - predicted) * 1e3}
             summary.add(prediction, {"read": waited["read"], **prediction.times_ms, "write": waited["write"]})
-            log.info("%s", frame_line(frame, source, prediction, detector.names))
+            line = frame_line(frame, source, prediction, detector.names)
+            say("%s", line)
+            progress.update(frame, line)
             started = time.perf_counter()
 
 
@@ -132,6 +152,10 @@ def _output_options(options: argparse.Namespace) -> OutputOptions:
         save_crop=options.save_crop,
         style=BoxStyle(options.line_thickness, options.hide_labels, options.hide_conf),
     )
+
+
+def _record_options(options: argparse.Namespace) -> RecordOptions:
+    return RecordOptions(options.save_csv, options.save_coco, options.save_geojson)
 
 
 def main() -> int:

@@ -31,11 +31,11 @@ MAY_IMPORT = {
     "command": {*PACKAGES},
     "script": {*PACKAGES},
 }
-HEAVY = {"segment_anything", "thop", "tensorboard", "faster_coco_eval", "matplotlib"}
+HEAVY = {"segment_anything", "thop", "tensorboard", "faster_coco_eval", "matplotlib", "rasterio"}
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
-    "scipy", "faster-coco-eval", "tensorboard", "safetensors", "onnx", "onnxruntime", "onnxscript",
+    "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "onnxscript",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60

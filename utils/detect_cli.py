@@ -21,7 +21,8 @@ from utils.streams import RECONNECTS
 DESCRIPTION = "Detect objects in images, videos, lists of them, cameras and streams."
 EPILOG = (
     "Exit status: 0 all was read; 1 nothing could be read, or another error; 2 wrong options; "
-    "3 some of it could not be read, the rest is done; 130 stopped by Ctrl-C, what was finished is complete."
+    "3 some of it could not be read, the rest is done; 130 stopped by Ctrl-C, what was finished is complete; "
+    "141 whoever read --json - went away."
 )
 REFUSED = {
     "--view-img": "the pictures are saved; look into the folder printed at the end",
@@ -59,6 +60,7 @@ def build_detect_parser() -> Parser:
     add_model_arguments(parser)
     add_run_arguments(parser, "detect")
     _add_output_arguments(parser)
+    _add_talk_arguments(parser)
     _add_device_arguments(parser)
     return parser
 
@@ -118,6 +120,7 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-crop", action="store_true", help="save what is in each box as crops/CLASS/NAME_NUMBER.jpg"
     )
     group.add_argument("--nosave", action="store_true", help="do not save the pictures and videos with boxes")
+    _add_record_arguments(group)
     group.add_argument(
         "--line-thickness",
         type=positive_int,
@@ -126,6 +129,41 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--hide-labels", action="store_true", help="draw boxes without class names and scores")
     group.add_argument("--hide-conf", action="store_true", help="draw class names without scores")
+
+
+def _add_record_arguments(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--save-csv",
+        action="store_true",
+        help="save detections.csv, one table of all: image, frame, class, name, score, x1, y1, x2, y2 (pixels)",
+    )
+    group.add_argument(
+        "--save-coco",
+        action="store_true",
+        help="save detections.json, a COCO dataset to be used alone: images, categories, annotations with a score",
+    )
+    group.add_argument(
+        "--save-geojson",
+        action="store_true",
+        help="save detections.geojson, polygons of longitude and latitude, of georeferenced pictures "
+        "(needs rasterio)",
+    )
+    group.add_argument(
+        "--json",
+        metavar="PATH",
+        help="write a JSON object a line for each picture or frame; -: to standard output, messages to standard error",
+    )
+
+
+def _add_talk_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("messages")
+    choice = group.add_mutually_exclusive_group()
+    choice.add_argument("--quiet", action="store_true", help="say nothing but warnings and errors")
+    choice.add_argument(
+        "--verbose",
+        action="store_true",
+        help="say a line about every picture also on a terminal, where the progress bar is enough for most",
+    )
 
 
 def _add_device_arguments(parser: argparse.ArgumentParser) -> None:

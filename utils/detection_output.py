@@ -22,6 +22,7 @@ from utils.draw import draw_boxes, save_image
 from utils.frames import Frame
 from utils.images import ByteImage
 from utils.logger import LOGGER_NAME
+from utils.record_files import RecordFile
 from utils.records import class_name
 from utils.results import Detections, PredictionLike
 from utils.summary import Throughput
@@ -61,6 +62,7 @@ class DetectionOutput:
         options: OutputOptions,
         relative: Callable[[Path], Path],
         workers: int = 0,
+        records: Sequence[RecordFile] = (),
     ) -> None:
         """
         Args:
@@ -70,9 +72,10 @@ class DetectionOutput:
             relative: where a file of the source belongs below the folder; `Source.relative` is one.
             workers: threads that draw and write while the caller goes on, at most `BEHIND_PER_WORKER` files
                 each behind it; 0: everything is written when it is given.
+            records: files to write every frame into, and to close at the end.
         """
         self.folder, self.names, self.options = folder, names, options
-        self._relative = relative
+        self._relative, self._records = relative, records
         self._used = OutputNames()
         self._stems: dict[int, Path] = {}
         """By index of the files that are being written: one, or of live streams all."""
@@ -85,6 +88,8 @@ class DetectionOutput:
 
         Raises what writing this or an earlier frame raised. Neither frame nor prediction may be changed after.
         """
+        for record in self._records:
+            record.add(frame, self._relative(frame.path), prediction)
         options, in_order = self.options, frame.video is not None
         found = prediction.detections.to("cpu")
         stem = self._stem_of(frame)  # names are given out here, so that they do not depend on the threads
@@ -112,11 +117,12 @@ class DetectionOutput:
             self._queue.run(partial(save_crops, frame.image, found, paths))
 
     def close(self) -> None:
-        """Wait until everything is written, and finish the videos; raises what writing raised."""
-        try:
+        """Wait until everything is written, and finish videos and tables; raises what writing raised."""
+        with ExitStack() as always:
+            for record in self._records:
+                always.callback(record.close)
+            always.callback(self._finish_videos)
             self._queue.finish()
-        finally:
-            self._finish_videos()
 
     def _finish_videos(self) -> None:
         self._videos.clear()
@@ -204,8 +210,11 @@ class DetectionSummary:
         for stage, milliseconds in times_ms.items():
             self.times_ms.setdefault(stage, []).append(milliseconds)
 
-    def lines(self, folder: Path, problems: Sequence[str] = (), shown: int = 5) -> list[str]:
-        """The summary in words: counts, time per image by stage, what was skipped, where the results are."""
+    def lines(self, folder: Path | None, problems: Sequence[str] = (), shown: int = 5) -> list[str]:
+        """The summary in words: counts, time per image by stage, what was skipped, where the results are.
+
+        folder: with the results; None when there is none.
+        """
         counts = [
             (self.frames, "image", None),
             (self.detections, "detection", None),
@@ -223,5 +232,6 @@ class DetectionSummary:
             text += [f"  {problem}" for problem in problems[:shown]]
             if len(problems) > shown:
                 text.append(f"  and {len(problems) - shown} more")
-        text.append(f"results in {folder}")
+        if folder is not None:
+            text.append(f"results in {folder}")
         return text

@@ -12,9 +12,12 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
+from tqdm import tqdm
 
 LOGGER_NAME = "esod"
 EPOCH_COLUMN = "epoch"
@@ -30,7 +33,7 @@ class _StdoutHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             prefix = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
-            sys.stdout.write(f"{prefix}{self.format(record)}\n")
+            tqdm.write(f"{prefix}{self.format(record)}", file=sys.stdout)  # a progress bar stays below
             sys.stdout.flush()
         except (OSError, ValueError):
             self.handleError(record)
@@ -47,6 +50,18 @@ def get_logger() -> logging.Logger:
         logger.propagate = False
         logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     return logger
+
+
+@contextmanager
+def warnings_only(wanted: bool = True) -> Iterator[None]:
+    """In its ``with`` block the logger says warnings and errors only, if that is wanted."""
+    logger = get_logger()
+    before = logger.level
+    logger.setLevel(max(before, logging.WARNING) if wanted else before)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 class TrainLogger(Protocol):

@@ -1,4 +1,4 @@
-"""What detection leaves behind: Darknet label files, crops, COCO JSON, videos, and names that never clash.
+"""What detection leaves behind: Darknet label files, crops, JSON, videos, and names that never clash.
 
 Every file appears whole or not at all. What the pictures show is drawn elsewhere (utils/draw.py,
 utils/cluster_picture.py); which files a run writes is decided in utils/detection_output.py.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -134,6 +135,44 @@ class CocoJsonWriter:
         """Write what has been collected, also when that is nothing, and return the file."""
         _write_text(self.path, json.dumps(self._entries))
         return self.path
+
+
+class GrowingJson:
+    """A JSON object with one long list, which is written entry by entry instead of being kept in memory.
+
+    Until it is closed it is a hidden ``.….part`` file beside its place.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        """path: replaced, in one go, when this is closed. key: of the list in the object."""
+        self.path, self.count = path, 0
+        """The file, and the number of its entries so far."""
+        self._key = key
+        self._part = path.with_name(f".{path.name}.part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._part.open("w", encoding="ascii", newline="\n")
+        self._file.write(f"{{{json.dumps(key)}: [")
+
+    def add(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Append entries to the list."""
+        lines = [json.dumps(entry) for entry in entries]
+        if lines:
+            self._file.write((",\n" if self.count else "\n") + ",\n".join(lines))
+            self.count += len(lines)
+
+    def close(self, rest: Mapping[str, Any]) -> None:
+        """Write the rest of the object (its list left out, which is there) and give the file its name."""
+        if self._file.closed:
+            return
+        with self._file:
+            self._file.write("\n]")
+            for key, value in rest.items():
+                if key != self._key:
+                    self._file.write(f",\n{json.dumps(key)}: {json.dumps(value)}")
+            self._file.write("\n}\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._part.replace(self.path)
 
 
 class VideoWriter:
