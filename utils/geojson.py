@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.frames import Frame
 from utils.logger import LOGGER_NAME
 from utils.records import Record, detection_rows
 from utils.results import Detections, PredictionLike
-from utils.frames import Frame
 from utils.writers import GrowingJson
 
 logger = logging.getLogger(f"{LOGGER_NAME}.geojson")

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from utils.frames import Frame
 from utils.geojson import GeoJsonFile
 from utils.records import COLUMNS, coco_annotations, coco_dataset, coco_image, detection_rows, image_record
 from utils.results import PredictionLike
-from utils.frames import Frame
 from utils.writers import GrowingJson
 
 STDOUT = "-"

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from utils.boxes import Letterbox
+from utils.frames import Frame
 from utils.geojson import (
     GeoJsonFile,
     GeoreferenceError,
@@ -25,7 +26,6 @@ from utils.geojson import (
 )
 from utils.logger import LOGGER_NAME
 from utils.results import Detections
-from utils.frames import Frame
 
 rasterio = pytest.importorskip("rasterio")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from utils.decoding import VideoInfo
-from utils.progress import Progress, files_done
 from utils.frames import Frame
+from utils.progress import Progress, files_done
 
 
 def frame(

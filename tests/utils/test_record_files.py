@@ -17,6 +17,7 @@ import torch
 from utils.boxes import Letterbox
 from utils.decoding import VideoInfo
 from utils.detection_output import DetectionOutput, OutputOptions
+from utils.frames import Frame
 from utils.record_files import (
     CocoFile,
     CsvTable,
@@ -27,7 +28,6 @@ from utils.record_files import (
     open_records,
 )
 from utils.results import Detections
-from utils.frames import Frame
 from utils.writers import GrowingJson
 
 NAMES = ["car", "van, white"]
