@@ -29,6 +29,7 @@ from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, re
 from utils.environment import environment_report
 from utils.images import write_atomic
 from utils.logger import get_logger
+from utils.report import report_finished_run
 from utils.results import Detections
 from utils.runs import new_run_dir
 from utils.splits import dataset_root, resolve_split
@@ -80,7 +81,7 @@ def run_accuracy(
         official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images)
     outputs = TestOutputs(
         folder, names, images, save_txt=args.save_txt or args.official, save_conf=args.save_conf or args.official,
-        save_json=args.save_json,
+        save_json=args.save_json, save_worst=not args.no_report,
     )  # fmt: skip
     missed = MissedCollector(detector.model, names, single_class=args.single_cls) if args.analyse else None
 
@@ -100,6 +101,7 @@ def run_accuracy(
         return  # the main process has the numbers
     begin = time.perf_counter()
     save_curves(folder, result.detection)
+    outputs.finish_worst(result.detection.best_confidence)
     charts_s = time.perf_counter() - begin
     log = get_logger()
     log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
@@ -120,6 +122,8 @@ def run_accuracy(
         **record(args, dataset),
     }
     write_json(folder / "metrics.json", content)
+    if not args.no_report:
+        report_finished_run(folder)
 
 
 def run_official(split: OfficialSplit, folder: Path) -> None:
@@ -141,6 +145,8 @@ def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Dete
     get_logger().info(result.table())
     result.plot(folder / f"{args.task}.png")
     write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
+    if not args.no_report:
+        report_finished_run(folder)
 
 
 def check_classes(detector: Detector, dataset: DatasetConfig, single_class: bool) -> None:

@@ -15,6 +15,7 @@ from utils.cli import model_overrides, run_main
 from utils.config import HypConfig, ModelOverrides, TrainConfig
 from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, select_device
 from utils.logger import get_logger
+from utils.report import report_finished_run
 from utils.runs import LAST_CHECKPOINT, latest_run, new_run_dir
 from utils.train_cli import LATEST, build_train_parser, initial_weights
 from utils.typed_data import config_from_dict, load_config
@@ -36,6 +37,8 @@ def main() -> None:
             save_options(run)
         get_logger().info(f"training on {run.device}; results go to {run.folder}")
         fit(run)
+        if dist.is_main and not args.no_report:
+            report_finished_run(run.folder)
         get_logger().info(
             f"done: {run.folder / 'weights' / 'best.pt'}; curves in {run.folder / 'results.png'}"
         )

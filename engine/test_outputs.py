@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.outputs import image_heatmap, image_patches, true_boxes
+from engine.worst_images import WorstImages
 from evaluate.detection import DetectionMetrics
 from models.esod import ESODOutput
 from models.slicer import STRIDE
@@ -42,6 +43,7 @@ class TestOutputs:
         save_txt: bool,
         save_conf: bool,
         save_json: bool,
+        save_worst: bool = False,
     ) -> None:
         """Args: the run's folder, class names, all images of the split, and what to write.
 
@@ -52,6 +54,7 @@ class TestOutputs:
         self.save_txt = save_txt
         self.save_conf = save_conf
         self.save_json = save_json
+        self.worst = WorstImages(names) if save_worst else None
         self.found: list[tuple[int, int | str, Detections]] = []
         self.with_folder = len({image.stem for image in images}) < len({*images})
         # Names are given out here, over all images, so that processes cannot take the same one.
@@ -72,12 +75,16 @@ class TestOutputs:
                 name = self._name(meta.path)
                 image_id: int | str = int(name) if name.isdecimal() else name
                 self.found.append((meta.index, image_id, detections.to("cpu")))
+        if self.worst is not None:
+            self.worst.add(batch, found)
         if self.batches < PICTURES and is_main():
             self._draw(batch, output, found)
         self.batches += 1
 
     def finish(self) -> None:
         """Write what was collected; every process has to call it."""
+        if self.worst is not None:
+            self.worst.gather()
         if not self.save_json:
             return
         shares = gather_objects(self.found)
@@ -86,6 +93,11 @@ class TestOutputs:
             for _, image_id, detections in sorted(chain(*shares), key=lambda entry: entry[0]):
                 writer.add(image_id, detections)
             writer.write()
+
+    def finish_worst(self, confidence: float | None) -> None:
+        """Draw the images with most missed objects at a confidence (main process; see `WorstImages.save`)."""
+        if self.worst is not None:
+            self.worst.save(self.folder, confidence)
 
     def _name(self, image: Path) -> str:
         """What the files of an image are called, and its id in the COCO results."""

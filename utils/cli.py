@@ -216,6 +216,15 @@ def add_run_arguments(parser: argparse.ArgumentParser, task: str) -> None:
     group.add_argument("--exist-ok", action="store_true", help="write into the folder even when it exists")
 
 
+def add_report_argument(parser: argparse.ArgumentParser) -> None:
+    """``--no-report``, for commands that leave a ``report.html``."""
+    parser.add_argument(
+        "--no-report",
+        action="store_true",
+        help="do not write report.html (scripts/report.py makes one of a finished run)",
+    )
+
+
 def add_device_arguments(parser: argparse.ArgumentParser, half: bool = True) -> None:
     """``--device --workers`` and, unless half is False, ``--half``."""
     group = parser.add_argument_group("hardware")

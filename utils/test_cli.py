@@ -10,6 +10,7 @@ from utils.cli import (
     add_device_arguments,
     add_image_size_argument,
     add_model_arguments,
+    add_report_argument,
     add_run_arguments,
     positive_int,
     probability,
@@ -81,6 +82,7 @@ def build_test_parser() -> Parser:
     add_device_arguments(parser)
     _add_outputs(parser)
     add_run_arguments(parser, "test")
+    add_report_argument(parser)
     return parser
 
 

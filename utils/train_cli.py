@@ -10,6 +10,7 @@ from utils.cli import (
     add_device_arguments,
     add_image_size_argument,
     add_model_arguments,
+    add_report_argument,
     add_run_arguments,
     non_negative_int,
     positive_int,
@@ -60,6 +61,7 @@ def build_train_parser() -> Parser:
     add_device_arguments(parser, half=False)
     _add_hardware(parser)
     add_run_arguments(parser, "train")
+    add_report_argument(parser)
     _add_output(parser)
     return parser
 
