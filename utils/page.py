@@ -16,7 +16,9 @@ import numpy as np
 
 from utils.images import ByteImage
 
-STYLE_FILE = Path(__file__).with_name("page.css")
+PARTS_STYLE = Path(__file__).with_name("page_parts.css")
+"""Of `note`, `tiles` and `bars`, for pages that are made otherwise."""
+PAGE_STYLE = Path(__file__).with_name("page.css")
 VOID_TAGS = frozenset({"img", "meta", "br"})
 PNG_LIMIT_BYTES = 300_000
 """A PNG up to this size, a chart, is embedded as it is; other pictures as JPEG."""
@@ -56,13 +58,14 @@ def join(parts: Iterable[str]) -> Html:
 
 def document(title: str, body: Iterable[str]) -> str:
     """A whole page with the house's style sheet inside; light or dark as the reader's system is."""
+    style = "".join(file.read_text(encoding="utf-8") for file in (PARTS_STYLE, PAGE_STYLE))
     head = join([
         element("meta", charset="utf-8"),
         element("meta", http_equiv="Content-Security-Policy", content=CONTENT_POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("title", title),
-        Html(f"<style>{STYLE_FILE.read_text(encoding='utf-8')}</style>"),
+        Html(f"<style>{style}</style>"),
     ])  # fmt: skip
     main = element("main", *body)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>{main}</body></html>\n'

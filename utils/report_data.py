@@ -60,9 +60,12 @@ def read_run(folder: Path) -> RunFiles:
         raise ReportError(f"{folder} is not a folder; expected the folder of a run, such as runs/train/exp")
     run = RunFiles(
         folder,
-        _read_results(folder / "results.csv"),
-        _read_yaml(folder / "config.yaml"),
-        *(_read_json(folder / f"{name}.json") for name in ("metrics", "analysis", "official", "worst")),
+        results=_read_results(folder / "results.csv"),
+        config=_read_yaml(folder / "config.yaml"),
+        metrics=_read_json(folder / "metrics.json"),
+        analysis=_read_json(folder / "analysis.json"),
+        official=_read_json(folder / "official.json"),
+        worst=_read_json(folder / "worst.json"),
         cost=_read_json(folder / "measure.json") or _read_json(folder / "speed.json"),
     )
     if not (run.results or run.metrics or run.cost):
