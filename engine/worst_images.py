@@ -115,7 +115,7 @@ class WorstImages:
             confidence: of the best F1; None: `DEFAULT_CONFIDENCE`.
         """
         threshold = DEFAULT_CONFIDENCE if confidence is None else confidence
-        saved = []
+        saved: list[WorstImage] = []
         for image, verdict in worst_images(self.images, threshold):
             try:
                 saved.append(self._draw(folder, len(saved) + 1, image, verdict))
