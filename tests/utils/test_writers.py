@@ -176,6 +176,16 @@ def test_video_keeps_rate_frames_colours_and_size(tmp_path: Path) -> None:
     assert np.abs(frames[5].image[45, 65].astype(int) - (230, 60, 20)).max() < 45
 
 
+@pytest.mark.parametrize("fps", [29.97, 30000 / 1001, 23.976])
+def test_video_keeps_a_broken_rate(tmp_path: Path, fps: float) -> None:
+    with VideoWriter(tmp_path / "v", fps) as writer:
+        for number in range(4):
+            writer.write(moving_square(number, (64, 96)))
+    frames = list(open_source(str(writer.path)))
+    assert len(frames) == 4
+    assert frames[0].video is not None and frames[0].video.fps == pytest.approx(fps, abs=0.005)
+
+
 def test_video_is_vp9_in_webm_with_the_wheel_in_use(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "v", 10) as writer:
         writer.write(moving_square(0))
