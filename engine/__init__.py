@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from engine.evaluation import Evaluation, evaluate
-from engine.inference import Detector, Prediction, load_model
+from engine.inference import Detector, load_model
+from engine.prediction import Prediction
 from engine.setup import TrainingRun, build_run
 from engine.training import fit, train_one_epoch
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor
 
 from engine.outputs import image_heatmap, image_patches
+from engine.prediction import Prediction
+from engine.predictor import NetworkInput, Predictor
 from engine.views import decode_views
 from models.decode import PostprocessConfig, decode, suppress
 from models.esod import ESOD, ESODOutput
@@ -23,44 +24,11 @@ from utils.config import ModelOverrides
 from utils.dist import select_device
 from utils.images import ByteImage
 from utils.profile import StageTimer
-from utils.results import Detections
 from utils.transforms import letterbox_image
 from utils.warp import channels_first
 
 
-@dataclass
-class Prediction:
-    """What a detector found in one image, and how it looked at it.
-
-    Attributes:
-        detections: in original pixels.
-        heatmap: [h, w] float32 probabilities over the letterboxed input, or None for a dense model.
-        patches_orig: [K, 4] patch corners in original pixels (clipped to the image).
-        letterbox: how the image was placed in the network input.
-        times_ms: milliseconds of the batch by stage, shared equally among its images.
-    """
-
-    detections: Detections
-    heatmap: np.ndarray | None
-    patches_orig: np.ndarray
-    letterbox: Letterbox
-    times_ms: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class NetworkInput:
-    """An image as the network takes it, made by `Detector.prepare`.
-
-    Attributes:
-        pixels: uint8 [3, H, W] RGB on the CPU, in page-locked memory when the network is on a GPU.
-        letterbox: how the image was placed in them.
-    """
-
-    pixels: Tensor
-    letterbox: Letterbox
-
-
-class Detector:
+class Detector(Predictor):
     """A network with its class names, on a device; made by `load_model`.
 
     `predict` does everything. Where speed matters, `prepare` can run in other threads while `detect` is busy.
@@ -76,41 +44,6 @@ class Detector:
         """The type the network computes in."""
         return next(self.model.parameters()).dtype
 
-    def predict(
-        self,
-        images: Sequence[ByteImage],
-        img_size: int | tuple[int, int] = 1536,
-        conf_thres: float = 0.25,
-        iou_thres: float = 0.45,
-        max_det: int = 500,
-        classes: Sequence[int] | None = None,
-        agnostic: bool = False,
-        augment: bool = False,
-    ) -> list[Prediction]:
-        """Detect objects in images of any sizes, as one batch.
-
-        Args:
-            images: uint8 RGB [H, W, 3] each.
-            img_size: longer side of the network input, or (height, width) to fit into; rounded up to
-                multiples of 32.
-            conf_thres, iou_thres, max_det, classes, agnostic: see `utils.boxes.non_max_suppression`.
-            augment: test-time augmentation: three views (sizes, mirrored), merged.
-
-        Returns one `Prediction` per image, in order, also where nothing was found.
-        """
-        if not images:
-            return []
-        chosen = None if classes is None else tuple(classes)
-        config = PostprocessConfig(conf_thres, iou_thres, max_det, agnostic=agnostic, classes=chosen)
-        begin = time.perf_counter()
-        letterboxes = common_letterboxes([image.shape[:2] for image in images], img_size)
-        inputs = [self._place(image, box) for image, box in zip(images, letterboxes, strict=True)]
-        placing_ms = (time.perf_counter() - begin) * 1e3 / len(images)
-        predictions = self.detect(inputs, config, augment)
-        for prediction in predictions:
-            prediction.times_ms["preprocess"] += placing_ms
-        return predictions
-
     def prepare(self, image: ByteImage, img_size: int | tuple[int, int] = 1536) -> NetworkInput:
         """Resize an image, once, into a network input of its own; by any thread, the network is not used.
 
@@ -118,8 +51,8 @@ class Detector:
             image: uint8 RGB [H, W, 3].
             img_size: see `predict`.
         """
-        (letterbox,) = common_letterboxes([image.shape[:2]], img_size)
-        return self._place(image, letterbox)
+        hw = (image.shape[0], image.shape[1])
+        return self._place(image, Letterbox.fit(hw, letterbox_shape(hw, img_size)))
 
     @torch.inference_mode()
     def detect(
@@ -149,7 +82,12 @@ class Detector:
         times = {name: stage.mean_ms / len(inputs) for name, stage in timer.summary().stages.items()}
         return [
             Prediction(
-                detections, _numpy(image_heatmap(output, i)), _patches_orig(output, i, box), box, dict(times)
+                detections,
+                _numpy(image_heatmap(output, i)),
+                _patches_orig(output, i, box),
+                box,
+                dict(times),
+                self.names,
             )
             for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
         ]
@@ -225,13 +163,6 @@ def compile_parts(model: ESOD, backend: str = "inductor") -> None:
             part.compile(backend=backend)
     for part in (model.deep, model.neck, model.head):
         part.compile(backend=backend, dynamic=True)
-
-
-def common_letterboxes(sizes: Sequence[tuple[int, ...]], img_size: int | tuple[int, int]) -> list[Letterbox]:
-    """Letterboxes of images of sizes (height, width) into one common input shape."""
-    shapes = [letterbox_shape((h, w), img_size) for h, w in sizes]
-    common = (max(h for h, _ in shapes), max(w for _, w in shapes))
-    return [Letterbox.fit((h, w), common) for h, w in sizes]
 
 
 def _patches_orig(output: ESODOutput, image: int, letterbox: Letterbox) -> np.ndarray:

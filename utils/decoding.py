@@ -153,14 +153,14 @@ def bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:
     has_alpha = channels in (2, 4)
     picture = to_uint8(layers[..., : channels - has_alpha])
     if has_alpha:
-        picture = _over_grey(picture, layers[..., -1:])
+        picture = over_grey(picture, layers[..., -1:])
     if picture.shape[2] == 1:
         picture = np.repeat(picture, 3, axis=2)
     return np.ascontiguousarray(picture[..., ::-1])
 
 
-def _over_grey(picture: ByteImage, alpha: NDArray[Any]) -> ByteImage:
-    """A picture [H, W, C] with opacity alpha [H, W, 1] laid over plain grey."""
+def over_grey(picture: ByteImage, alpha: NDArray[Any]) -> ByteImage:
+    """A picture [H, W, C] with opacity alpha [H, W, 1] (0 to the largest of its type) laid over plain grey."""
     largest = float(np.iinfo(alpha.dtype).max) if np.issubdtype(alpha.dtype, np.integer) else 1.0
     opacity = np.clip(alpha.astype(np.float32) / largest, 0.0, 1.0)
     if float(opacity.min(initial=1.0)) >= 1.0:
