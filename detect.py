@@ -15,7 +15,8 @@ from contextlib import closing
 
 import cv2
 
-from engine.inference import Detector, NetworkInput, load_model
+from engine.inference import Detector, load_model
+from engine.predictor import NetworkInput
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural

@@ -31,11 +31,12 @@ MAY_IMPORT = {
     "command": {*PACKAGES},
     "script": {*PACKAGES},
 }
-HEAVY = {"segment_anything", "thop", "tensorboard", "faster_coco_eval", "matplotlib", "rasterio"}
+HEAVY = {"segment_anything", "thop", "tensorboard", "faster_coco_eval", "matplotlib", "rasterio", "pandas", "supervision"}
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
     "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "onnxscript",
+    "pandas", "supervision",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60
@@ -397,7 +398,7 @@ def test_a_flag_without_help_is_noticed() -> None:
 def required_packages() -> list[str]:
     """Normalised names in the requirements files."""
     names = []
-    for file in ("requirements.txt", "requirements-dev.txt"):
+    for file in ("requirements.txt", "requirements-dev.txt", "requirements-optional.txt"):
         for line in (ROOT / file).read_text(encoding="utf-8").splitlines():
             if match := re.match(r"[A-Za-z0-9][A-Za-z0-9._-]*", line.strip()):
                 names.append(re.sub(r"[-_.]+", "-", match.group()).lower())

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from engine import Detector, Prediction, load_model
+from utils.boxes import Letterbox
 from utils.config import ModelOverrides
 from utils.draw import PictureError
 from utils.images import ImageError
@@ -89,7 +90,7 @@ def test_every_kind_of_picture_gives_the_same(detector: Detector, tmp_path: Path
     listed = detector.predict([path, bgr], channel_order="bgr", batch_size=1, **SETTINGS)
     for one in listed:
         assert_equal(one, expected)
-    assert not torch.equal(detector.predict(bgr, **SETTINGS).score, expected.score)
+    assert not np.array_equal(detector.predict(bgr, **SETTINGS).heatmap, expected.heatmap)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
@@ -131,8 +132,8 @@ def test_threads_find_what_one_thread_finds(weights: Path, files: list[Path], sl
     detector = load_model(weights, "cpu", ModelOverrides(slicer=slicer, head=head))
     before = {name: values.clone() for name, values in detector.model.state_dict().items()}
     buffers = dict(detector.model.named_buffers())
-    inputs: list[Any] = [*MIXED, *files, Image.fromarray(MIXED[0]), MIXED[:2], MIXED]
-    sizes = [96, 160, (64, 128)]
+    inputs: list[Any] = [*MIXED[:3], *files, Image.fromarray(MIXED[0]), MIXED[:2], MIXED]
+    sizes: list[Any] = [160, (64, 128)]
     tasks = [(given, size) for size in sizes for given in inputs]
 
     def run(task: tuple[Any, Any]) -> list[Prediction]:
@@ -158,8 +159,6 @@ def test_threads_find_what_one_thread_finds(weights: Path, files: list[Path], sl
 
 def two(path: Path | None = None, image: np.ndarray | None = None) -> Prediction:
     """A van and something of a class without a name in an image of 64×96; a patch over its left."""
-    from utils.boxes import Letterbox
-
     found = Detections(
         torch.tensor([[10.0, 20, 30.5, 50], [0, 0, 4, 8]]), torch.tensor([0.9, 0.25]), torch.tensor([1, 2])
     )
@@ -196,7 +195,7 @@ def test_predicted_fields(detector: Detector, files: list[Path]) -> None:
     assert hot is not None and hot.shape == (height, width) and 0 <= hot.min() < hot.max() <= 1
     assert list(result.times_ms)[:2] == ["preprocess", "stem"] and sum(result.times_ms.values()) > 0
     given = detector.predict(MIXED[0], **SETTINGS)
-    assert given.path is None and given.image is MIXED[0]
+    assert given.path is None and np.shares_memory(given.image, MIXED[0])
 
 
 def test_the_heatmap_lies_on_the_image() -> None:
@@ -205,9 +204,10 @@ def test_the_heatmap_lies_on_the_image() -> None:
     # Input pixel (20, 28) is the middle of the hot cell; the image begins 16 pixels below the input's top.
     assert np.unravel_index(hot.argmax(), hot.shape) in [(y, x) for y in (11, 12) for x in (19, 20)]
     assert hot[40:].max() == 0
-    dense = two()
+    dense = two(image=np.zeros((64, 96, 3), np.uint8))
     dense.heatmap = None
     assert dense.heatmap_orig() is None
+    assert np.array_equal(dense.plot(heatmap=True), dense.plot())
 
 
 def test_plot(tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_a_file_is_read_again_to_be_drawn_on(detector: Detector, tmp_path: Path,
         result.plot()
 
 
-def test_a_dense_model_has_no_heatmap(weights: Path) -> None:
+def test_without_slicing_one_patch_covers_the_image(weights: Path) -> None:
     dense = load_model(weights, "cpu", ModelOverrides(slicer="none"))
     result = dense.predict(MIXED[2], **SETTINGS)
-    assert result.patches.tolist() == [[0, 0, 200, 300]]
+    np.testing.assert_allclose(result.patches, [[0, 0, 200, 300]], atol=1e-3)
     assert result.plot(heatmap=True, patches=True).shape == (300, 200, 3)
 
 
