@@ -4,7 +4,7 @@
     detector = torch.hub.load("PATH/OF/THIS/FOLDER", "esod", source="local", weights="best.pt")
     network = torch.hub.load("PATH/OF/THIS/FOLDER", "yolov5m", source="local", num_classes=10)
 
-`torch.hub.list` names them all; docs/python.md explains what they give.
+There is a network for each file of models/cfg; docs/python.md explains what the entry points give.
 """
 
 from __future__ import annotations

@@ -48,3 +48,12 @@ def test_the_readmes_python() -> None:
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert re.search(r"\d+ car.*; \d+ patch(es)?, .* ms\ntensor\(\[\[", result.stdout)
+
+
+def test_the_recipe_for_sahi() -> None:
+    pytest.importorskip("sahi")
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    line = [sys.executable, "-c", block + "assert len(result.object_prediction_list) > 5"]
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

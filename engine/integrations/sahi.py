@@ -91,7 +91,7 @@ class ESODDetectionModel(DetectionModel):
         """
         if self.model_path is None:
             raise ValueError("neither model_path nor model is given: one weights file, or one loaded model")
-        device = str(self.device) if self.device.type == "cuda" else "cpu"
+        device = str(self.device) if "cuda" in str(self.device) else "cpu"  # no MPS
         self.set_model(load_model(self.model_path, device, self.overrides))
 
     def set_model(self, model: Predictor, **kwargs: Any) -> None:
