@@ -32,7 +32,17 @@ MAY_IMPORT = {
     "script": {*PACKAGES},
     "hubconf": {*PACKAGES},
 }
-HEAVY = {"segment_anything", "thop", "tensorboard", "faster_coco_eval", "matplotlib", "rasterio", "pandas", "supervision", "sahi"}
+HEAVY = {
+    "segment_anything",
+    "thop",
+    "tensorboard",
+    "faster_coco_eval",
+    "matplotlib",
+    "rasterio",
+    "pandas",
+    "supervision",
+    "sahi",
+}
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from sahi.predict import get_sliced_prediction
+from sahi.predict import LOW_MODEL_CONFIDENCE, get_sliced_prediction
 from torch import Tensor
 
 from engine.inference import Detector
@@ -97,9 +97,12 @@ def sliced(detector: Detector, plan: SlicePlan) -> Run:
             image_size=plan.slice_px, post=config,
         )  # fmt: skip
         side = plan.slice_orig((image.shape[0], image.shape[1]))
+        # What SAHI would do by itself, but with a warning for every image.
+        low = config.conf_thres < LOW_MODEL_CONFIDENCE
         result = get_sliced_prediction(
             image, model, slice_height=side, slice_width=side, overlap_height_ratio=plan.overlap,
             overlap_width_ratio=plan.overlap, perform_standard_pred=plan.standard, batch_size=plan.batch_size, verbose=0,
+            postprocess_type="NMS" if low else "GREEDYNMM", postprocess_match_metric="IOU" if low else "IOS",
         )  # fmt: skip
         return _detections(result.object_prediction_list, config.max_det)
 
