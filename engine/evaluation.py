@@ -17,7 +17,7 @@ from evaluate.arrays import EvaluationError
 from evaluate.detection import DetectionEvaluator, DetectionMetrics
 from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
 from models.decode import PostprocessConfig, decode, suppress
-from models.esod import ESOD, ESODOutput
+from models.esod import ESODOutput, Network
 from utils.background import WorkBehind
 from utils.data import Batch, ImageMeta
 from utils.dist import gather_objects, is_main
@@ -72,7 +72,7 @@ class Evaluation:
 
 @torch.inference_mode()
 def evaluate(
-    model: ESOD,
+    model: Network,
     batches: Iterable[Batch],
     names: list[str],
     config: PostprocessConfig,
@@ -116,7 +116,7 @@ def evaluate(
     config = replace(config, agnostic=config.agnostic or single_class)
     was_training = model.training
     model.eval()
-    dtype = next(model.parameters()).dtype
+    dtype = model.dtype
     timer = StageTimer(device)
     behind = WorkBehind(workers=1, limit=1)  # one batch, because its output stays on the device as long
     try:
@@ -127,7 +127,7 @@ def evaluate(
                     device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None
                 ):
                     output = model(batch.images.to(dtype))
-                    decoded = decode(output, model.head.coder, config.conf_thres)
+                    decoded = decode(output, model.coder, config.conf_thres)
                     if augment:
                         decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
                 _refuse_nan(output, batch.metas)
@@ -164,7 +164,7 @@ class _Scores:
     """Both evaluators of one `evaluate`."""
 
     def __init__(
-        self, model: ESOD, names: list[str], max_det: int, single_class: bool, on_batch: OnBatch | None
+        self, model: Network, names: list[str], max_det: int, single_class: bool, on_batch: OnBatch | None
     ) -> None:
         self.model, self.single_class, self.on_batch = model, single_class, on_batch
         self.detection = DetectionEvaluator(names, max_det)

@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deploy.network import is_exported
+from engine.exported import check_postprocessing, load_exported
 from engine.outputs import image_heatmap, image_patches
 from engine.prediction import Prediction
 from engine.predictor import NetworkInput, Predictor
 from engine.views import decode_views
 from models.decode import PostprocessConfig, decode, suppress
-from models.esod import ESOD, ESODOutput
+from models.esod import ESOD, ESODOutput, Network
 from models.slicer import STRIDE
 from models.weights import model_from_weights, read_weights
 from utils.boxes import Letterbox, letterbox_shape
@@ -34,7 +36,7 @@ class Detector(Predictor):
     `predict` does everything. Where speed matters, `prepare` can run in other threads while `detect` is busy.
     """
 
-    def __init__(self, model: ESOD, names: list[str], device: torch.device) -> None:
+    def __init__(self, model: Network, names: list[str], device: torch.device) -> None:
         self.model = model.to(device).eval()
         self.names = names
         self.device = device
@@ -42,7 +44,7 @@ class Detector(Predictor):
     @property
     def dtype(self) -> torch.dtype:
         """The type the network computes in."""
-        return next(self.model.parameters()).dtype
+        return self.model.dtype
 
     def prepare(self, image: ByteImage, img_size: int | tuple[int, int] = 1536) -> NetworkInput:
         """Resize an image, once, into a network input of its own; by any thread, the network is not used.
@@ -52,7 +54,8 @@ class Detector(Predictor):
             img_size: see `predict`.
         """
         hw = (image.shape[0], image.shape[1])
-        return self._place(image, Letterbox.fit(hw, letterbox_shape(hw, img_size)))
+        # A network of one size takes every image in it.
+        return self._place(image, Letterbox.fit(hw, self.model.input_hw or letterbox_shape(hw, img_size)))
 
     @torch.inference_mode()
     def detect(
@@ -68,6 +71,7 @@ class Detector(Predictor):
             raise ValueError(
                 f"{len(inputs)} inputs of {len(shapes)} shapes; expected at least one, of one shape"
             )
+        check_postprocessing(self.model, config)
         timer = StageTimer(self.device)
         letterboxes = [one.letterbox for one in inputs]
         with timer.frame(len(inputs)):
@@ -75,7 +79,7 @@ class Detector(Predictor):
                 batch = self._to_batch([one.pixels for one in inputs])
             output = self.model(batch, timer=timer)
             with timer.stage("nms"):
-                decoded = decode(output, self.model.head.coder, config.conf_thres)
+                decoded = decode(output, self.model.coder, config.conf_thres)
                 if augment:
                     decoded = decode_views(self.model, batch, decoded, config.conf_thres)
                 found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
@@ -120,10 +124,10 @@ def load_model(
     fuse: bool = True,
     compiled: bool = False,
 ) -> Detector:
-    """Load a detector for inference from a weights file (this project's, or a released pickle).
+    """Load a detector for inference from a weights file (this project's, or a released pickle) or an exported one.
 
     Args:
-        weights: path; nothing in the file is executed.
+        weights: path; nothing in the file is executed. Exported: a file of export.py, or a folder with one detector.
         device: "" (a GPU when there is one), "cpu", "0", …
         overrides: changes to how it slices and where its head runs; None: as the file says.
         half: compute in half precision (fp16 on a GPU, bf16 on a CPU).
@@ -131,8 +135,11 @@ def load_model(
         compiled: compile the network; see `compile_parts`.
 
     Raises:
-        CheckpointError, ConfigError: the file cannot be used, or the options contradict the model.
+        CheckpointError, ConfigError, ExportedFileError: the file cannot be used, or the options contradict the model.
     """
+    if is_exported(weights):
+        network = load_exported(weights, device, overrides, half=half, compiled=compiled)
+        return Detector(network, network.config.names, torch.device("cpu"))
     source = read_weights(weights)
     config = (overrides or ModelOverrides()).apply(source.config)
     model = model_from_weights(replace(source, config=config), str(weights))

@@ -26,7 +26,6 @@ from utils.profile import (
     StageTimer,
     count_flops,
     count_modules,
-    count_parameters,
     peak_memory,
     reset_peak_memory,
     stage_statistics,
@@ -325,7 +324,7 @@ class _Meter:
                 "peak memory on a CPU is that of the whole process since it began, Python included"
             )
         return Measurement(
-            parameters=count_parameters(self.detector.model),
+            parameters=self.detector.model.num_parameters,
             images=len(images),
             input=f"1×{height}×{width}",
             gflops_2mac=spread(flops) if flops else None,
@@ -356,7 +355,7 @@ def run_once(detector: Detector, batch: Batch, config: PostprocessConfig, timer:
     output = detector.model(images, timer=timer)
     assert isinstance(output, ESODOutput)
     with timer.stage("nms"):
-        postprocess(output, detector.model.head.coder, [meta.letterbox for meta in batch.metas], config)
+        postprocess(output, detector.model.coder, [meta.letterbox for meta in batch.metas], config)
     return output
 
 

@@ -15,7 +15,7 @@ from engine.outputs import image_patches, true_boxes
 from evaluate.arrays import BoolArray, FloatArray, to_array
 from evaluate.missed import CAUSES, MissedEvaluator, MissedMetrics, in_some_patch, near_positions
 from models.decode import DecodedBoxes, decode
-from models.esod import ESOD, ESODOutput
+from models.esod import ESODOutput, Network
 from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
 from utils.boxes import cxcywh_to_xyxy
@@ -34,7 +34,7 @@ class MissedCollector:
         single_class: all classes count as one, a box with the score of its best class.
     """
 
-    def __init__(self, model: ESOD, names: list[str], *, single_class: bool = False) -> None:
+    def __init__(self, model: Network, names: list[str], *, single_class: bool = False) -> None:
         self.model = model
         self.single_class = single_class
         self.evaluator = MissedEvaluator(names)
@@ -48,7 +48,7 @@ class MissedCollector:
             boxes = to_array(boxes_px).astype(np.float64)
             patches = to_array(image_patches(output, index))
             part = image_levels(output, index)
-            raw = decode(part, self.model.head.coder)
+            raw = decode(part, self.model.coder)
             score = raw_scores(raw, self.single_class)
             self.evaluator.update(
                 meta.index,

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.decode import DecodedBoxes, decode
-from models.esod import ESOD
+from models.esod import Network
 from utils.boxes import letterbox_shape
 
 OTHER_VIEWS = ((0.83, True), (0.67, False))
 """(scale, mirrored left-right) of the views beside the image itself."""
 
 
-def decode_views(model: ESOD, images: Tensor, first: DecodedBoxes, conf_thres: float) -> DecodedBoxes:
+def decode_views(model: Network, images: Tensor, first: DecodedBoxes, conf_thres: float) -> DecodedBoxes:
     """Boxes of the plain view and of all `OTHER_VIEWS` in the frame of the plain one.
 
     Args:
@@ -31,7 +31,7 @@ def decode_views(model: ESOD, images: Tensor, first: DecodedBoxes, conf_thres: f
         view_hw = letterbox_shape((height, width), (round(height * scale), round(width * scale)))
         view = F.interpolate(images.float(), view_hw, mode="bilinear", align_corners=False)
         view = (view.flip(3) if mirrored else view).to(images.dtype)
-        decoded = decode(model(view), model.head.coder, conf_thres)
+        decoded = decode(model(view), model.coder, conf_thres)
         boxes = decoded.cxcywh_px * decoded.cxcywh_px.new_tensor(
             [width / view_hw[1], height / view_hw[0]] * 2
         )

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
+from models.coders import BoxCoder
 from models.head import DetectionHead
 from models.layers import Fusable
 from models.levels import STRIDES, HeadPositions, LevelOutput
 from models.slicer import Candidates, Patches, covered_cells, cut_patches, slice_greedy, slice_grid, whole_map
 from models.sparse import grow, position_masks
 from utils.config import ModelConfig, SlicerConfig
-from utils.profile import StageTimer
+from utils.profile import StageTimer, count_parameters
 
 MAX_STRIDE = STRIDES[-1]
 EVERYWHERE: list[HeadPositions | None] = [None] * len(STRIDES)
@@ -44,7 +45,33 @@ class ESODOutput:
     patches: Patches
 
 
-class ESOD(nn.Module):
+class Network(nn.Module):
+    """What evaluation and inference need of a network: `ESOD`, or an exported file run by another runtime.
+
+    Called with images, `select` and `timer` as `ESOD.forward` is, it gives an `ESODOutput`.
+    """
+
+    config: ModelConfig
+    input_hw: tuple[int, int] | None = None
+    """Height and width of the only input it takes; None: any multiples of 32."""
+
+    @property
+    def coder(self) -> BoxCoder:
+        """How to read the raw predictions."""
+        raise NotImplementedError
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of images that it takes and computes in."""
+        raise NotImplementedError
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in its weights."""
+        raise NotImplementedError
+
+
+class ESOD(Network):
     """Efficient small-object detector; build one with `build_model`.
 
     ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
@@ -62,6 +89,21 @@ class ESOD(nn.Module):
         self.deep = backbone.deep
         self.neck = backbone.neck
         self.head = head
+
+    @property
+    def coder(self) -> BoxCoder:
+        """That of its head."""
+        return self.head.coder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of its weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def num_parameters(self) -> int:
+        """Of all its parts."""
+        return count_parameters(self)
 
     def forward(
         self, images: Tensor, select: PatchSelector | None = None, timer: StageTimer = NO_TIMER

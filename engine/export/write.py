@@ -1,0 +1,118 @@
+"""From a network to files: tracing to ONNX, metadata, conversion to OpenVINO."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deploy.metadata import ExportedFileError, ExportInfo
+from utils.images import write_atomic
+from utils.typed_data import ConfigError
+
+OPSET = 17
+"""Of ONNX: the oldest that has all that is used here, so that older TensorRT and OpenVINO read it too."""
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Names of the inputs and outputs of a graph, and of the sides of the inputs that may change: {axis: name}."""
+
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    dynamic: dict[str, dict[int, str]]
+
+
+def require_packages(formats: Sequence[str]) -> None:
+    """Check, before any work, that what writes these formats is installed.
+
+    Raises:
+        ConfigError: with the command that installs it.
+    """
+    import importlib.util
+
+    needed = ["onnx", "onnxruntime", *(["openvino"] if "openvino" in formats else [])]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"export needs packages that are not installed: pip install {' '.join(missing)}")
+
+
+def trace(module: nn.Module, example: Tensor, axes: Axes) -> Any:
+    """An ONNX model (``onnx.ModelProto``) of a module.
+
+    By torch's older exporter, which follows one forward pass: docs/notes/export.md says why.
+
+    Args:
+        module: in evaluation mode.
+        example: an input; sides that are not dynamic stay as in it.
+        axes: names.
+    """
+    import onnx
+
+    stream = BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.onnx.export(
+            module.eval(),
+            (example,),
+            stream,
+            input_names=list(axes.inputs),
+            output_names=list(axes.outputs),
+            dynamic_axes=axes.dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return onnx.load_from_string(stream.getvalue())
+
+
+def finish_onnx(model: Any, info: ExportInfo, path: Path) -> None:
+    """Put the metadata in, check the graph strictly, and write it, whole or not at all.
+
+    Raises:
+        ExportedFileError: ONNX's own checker does not accept it.
+    """
+    import onnx
+
+    del model.metadata_props[:]
+    onnx.helper.set_model_props(model, info.to_properties())
+    model.producer_name = "esod export.py"
+    try:
+        model = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportedFileError(f"{path}: not a valid ONNX graph: {error}") from error
+    data = model.SerializeToString()
+    write_atomic(path, lambda file: file.write(data))
+
+
+def write_openvino(source: Path) -> Path:
+    """An ONNX file as OpenVINO's intermediate representation beside it (.xml and .bin), in 32 bits."""
+    import onnx
+    import openvino
+
+    model = openvino.convert_model(str(source))
+    for entry in onnx.load(str(source)).metadata_props:
+        model.set_rt_info(entry.value, entry.key)
+    path = source.with_suffix(".xml")
+    openvino.save_model(model, str(path), compress_to_fp16=False)
+    return path
+
+
+def as_formats(files: Sequence[Path], formats: Sequence[str]) -> list[list[Path]]:
+    """ONNX files in every format asked for, one list per format; without "onnx" the ONNX files are removed."""
+    written = []
+    if "openvino" in formats:
+        written.append([write_openvino(file) for file in files])
+    if "onnx" in formats:
+        written.insert(0, list(files))
+    else:
+        for file in files:
+            file.unlink()
+    return written
