@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from engine.export.pair import export_pair, prepare
+from deploy.metadata import SingleSettings
+from engine.export.pair import Exportable, export_pair, prepare
+from engine.export.single import MAX_CANDIDATES, export_single
 from engine.export.verify import compare
 from engine.export.write import as_formats, require_packages
-from engine.inference import load_model
+from engine.inference import Detector, load_model
 from models.decode import PostprocessConfig
 from models.esod import ESOD
 from utils.cli import run_main
 from utils.config import ModelOverrides
 from utils.export_cli import parse_export_options
-from utils.images import read_image
+from utils.images import ByteImage, read_image
 from utils.logger import get_logger
 
 
@@ -38,10 +41,42 @@ def export(options: argparse.Namespace) -> None:
     source = prepare(reference.model, reference.names)
     weights = Path(options.weights)
     folder = weights.parent if options.output is None else options.output
+    # A budget of patches is the single file's alone; the pair keeps the checkpoint's.
+    pair = export_pair(source, folder, weights.stem)
+    _report(as_formats(pair, options.include), reference, image, PostprocessConfig(), options.img_size)
+    if options.max_patches is not None:
+        _export_single(options, source, reference, folder, image)
+
+
+def _export_single(
+    options: argparse.Namespace, source: Exportable, reference: Detector, folder: Path, image: ByteImage
+) -> None:
+    size = options.img_size
+    height, width = (size, size) if isinstance(size, int) else size
+    settings = SingleSettings(
+        options.batch_size, height, width, options.max_patches, options.conf_thres, options.iou_thres,
+        options.max_det, options.multi_label, MAX_CANDIDATES,
+    )  # fmt: skip
+    file = export_single(source, settings, folder, Path(options.weights).stem)
+    model = reference.model
+    if model.config.slicer.algorithm != "none":
+        slicer = replace(model.config.slicer, max_patches=settings.max_patches)
+        model.config = replace(model.config, slicer=slicer)
+    post = PostprocessConfig(
+        settings.conf_thres, settings.iou_thres, settings.max_det, multi_label=settings.multi_label
+    )
+    _report(as_formats([file], options.include), reference, image, post, (height, width))
+
+
+def _report(
+    written: list[list[Path]], reference: Detector, image: ByteImage, post: PostprocessConfig,
+    size: int | tuple[int, int],
+) -> None:  # fmt: skip
+    """Compare what was written with torch, and say so."""
     log = get_logger()
-    for files in as_formats(export_pair(source, folder, weights.stem), options.include):
+    for files in written:
         log.info("written: %s", " and ".join(str(file) for file in files))
-        log.info("  %s", compare(reference, files[0], image, PostprocessConfig(), options.img_size).line())
+        log.info("  %s", compare(reference, files[0], image, post, size).line())
 
 
 if __name__ == "__main__":

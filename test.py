@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluation import evaluate
+from engine.exported import check_postprocessing
 from engine.inference import Detector, load_model
 from engine.loaders import evaluation_loader
 from engine.measure import measure
@@ -21,7 +22,7 @@ from engine.missed import MissedCollector, plot_missed
 from engine.test_outputs import TestOutputs, save_curves
 from evaluate.official import OfficialSplit
 from models.decode import PostprocessConfig
-from models.esod import ESODOutput
+from models.esod import ESOD, ESODOutput
 from utils.cli import model_overrides, run_main
 from utils.config import DatasetConfig
 from utils.data import Batch
@@ -70,11 +71,13 @@ def run_accuracy(
 ) -> None:
     """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
     names = ["object"] if args.single_cls else dataset.names
-    loader = evaluation_loader(
-        dataset, args.data, args.task, args.img_size, args.batch_size, args.workers, args.single_cls,
-        pin_memory=detector.device.type == "cuda", dist=dist,
-    )  # fmt: skip
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
+    check_postprocessing(detector.model, post)
+    fixed_hw = detector.model.input_hw
+    loader = evaluation_loader(
+        dataset, args.data, args.task, fixed_hw or args.img_size, args.batch_size, args.workers, args.single_cls,
+        pin_memory=detector.device.type == "cuda", dist=dist, rect=fixed_hw is None,
+    )  # fmt: skip
     images = resolve_split(dataset, args.data, args.task)
     official = None
     if args.official:
@@ -137,8 +140,17 @@ def run_official(split: OfficialSplit, folder: Path) -> None:
 
 def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
     """Task measure: parameters, operations and time; task speed: parameters and time only."""
-    loader = evaluation_loader(dataset, args.data, "val", args.img_size, 1, 0, args.single_cls)
+    if args.task == "measure" and not isinstance(detector.model, ESOD):
+        raise ConfigError(
+            "--task measure counts the operations of the torch network: give the .pt file, or take --task speed, which "
+            "only times and takes exported files too"
+        )
     post = PostprocessConfig(*thresholds(args), args.max_det)
+    check_postprocessing(detector.model, post)
+    fixed_hw = detector.model.input_hw
+    loader = evaluation_loader(
+        dataset, args.data, "val", fixed_hw or args.img_size, 1, 0, args.single_cls, rect=fixed_hw is None
+    )
     result = measure(
         detector, loader, post, count_operations=args.task == "measure", larger_batch=args.batch_size
     )

@@ -18,7 +18,9 @@ from deploy.metadata import ExportedFileError
 def main() -> int:
     """Parse the command line, detect, print; 1 when something could not be used."""
     parser = argparse.ArgumentParser(prog="python -m deploy", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("file", help="an exported file (of a pair, either one), or a folder with one detector")
+    parser.add_argument(
+        "file", help="an exported file (of a pair, either one), or a folder with one detector"
+    )
     parser.add_argument("pictures", nargs="+", help="image files")
     parser.add_argument(
         "--img-size", type=int, default=1536, help="longer side of the input in pixels (default: %(default)s)"

@@ -65,6 +65,9 @@ def _decode_level(
     grid = np.stack((position % level.grid_hw[1], position // level.grid_hw[1]), axis=1).astype(np.float32)
     corner = (patches.xyxy_cell[patch, :2] * STRIDE).astype(np.float32)
     prob = _sigmoid(raw[:, -classes:])
+    xyxy: npt.NDArray[Any]
+    centre: npt.NDArray[Any]
+    size: npt.NDArray[Any]
     if kind in ("decoupled", "single"):
         anchors = np.array(config["anchors"][level.number], dtype=np.float32)
         t = _sigmoid(raw[:, :4]) * 2
@@ -72,7 +75,9 @@ def _decode_level(
         xyxy = np.concatenate((centre - size / 2, centre + size / 2), axis=1)
         prob = prob * _sigmoid(raw[:, 4:5])
     elif kind == "dfl":
-        distance = _expected(raw[:, :-classes].reshape(len(raw), 4, -1)) * level.stride
+        distance = (
+            _expected(raw[:, :-classes].reshape(len(raw), 4, int(config["head"]["bins"]))) * level.stride
+        )
         middle = (grid + 0.5) * level.stride + corner
         xyxy = np.concatenate((middle - distance[:, :2], middle + distance[:, 2:]), axis=1)
     elif kind == "center":

@@ -83,7 +83,9 @@ class ExportedDetector:
         return Result(xyxy.astype(np.float32), score, label)
 
     @staticmethod
-    def _single(network: SingleGraph, image: ByteImage, conf: float, iou: float) -> tuple[Any, Any, Any, Placement]:
+    def _single(
+        network: SingleGraph, image: ByteImage, conf: float, iou: float
+    ) -> tuple[Any, Any, Any, Placement]:
         fixed = network.settings
         if conf < fixed.conf_thres or iou != fixed.iou_thres:
             raise ExportedFileError(
@@ -123,4 +125,6 @@ def letterbox(image: ByteImage, input_hw: tuple[int, int]) -> tuple[ByteImage, P
 
 def to_input(pixels: ByteImage) -> FloatArray:
     """uint8 RGB [H, W, 3] → float32 [1, 3, H, W] in 0–1."""
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(np.float32) / np.float32(255)
+    planes: FloatArray = np.ascontiguousarray(pixels.transpose(2, 0, 1)[None]).astype(np.float32)
+    planes /= np.float32(255)
+    return planes

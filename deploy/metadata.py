@@ -87,7 +87,9 @@ class ExportInfo:
         version = properties.get(f"{PREFIX}format")
         if version != FORMAT:
             found = "no metadata of this project" if version is None else f"metadata of version {version}"
-            raise ExportedFileError(f"{where}: {found}; expected a file written by export.py, version {FORMAT}")
+            raise ExportedFileError(
+                f"{where}: {found}; expected a file written by export.py, version {FORMAT}"
+            )
         try:
             values = {field.name: json.loads(properties[PREFIX + field.name]) for field in fields(cls)}
             single = values.pop("single")

@@ -168,7 +168,9 @@ def open_network(path: str | Path, threads: int = 0, device: str = "cpu") -> Two
             raise ExportedFileError(f"{path}: is one of two files, whose names end in {STEM} and {PATCHES}")
         return SingleGraph(info, session, info.single)
     stem, deep = (open_session(file, threads, device) for file in pair)
-    infos = [ExportInfo.from_properties(s.properties, str(f)) for s, f in zip((stem, deep), pair, strict=True)]
+    infos = [
+        ExportInfo.from_properties(s.properties, str(f)) for s, f in zip((stem, deep), pair, strict=True)
+    ]
     if [info.part for info in infos] != ["stem", "patches"] or infos[0].fingerprint != infos[1].fingerprint:
         raise ExportedFileError(f"{pair[0]} and {pair[1]} are not of one export: export both again")
     return TwoGraphs(infos[0], stem, deep, SliceRule.of(infos[0].config["slicer"]))
@@ -185,7 +187,7 @@ def is_exported(path: str | Path) -> bool:
 def sigmoid(logits: FloatArray) -> FloatArray:
     """1 / (1 + e^−x), in the type given."""
     with np.errstate(over="ignore"):  # infinity gives 0, which is right
-        result: FloatArray = 1 / (1 + np.exp(-logits))
+        result: FloatArray = np.reciprocal(1 + np.exp(-logits))
     return result
 
 
@@ -194,7 +196,9 @@ def _pair(path: Path) -> tuple[Path, Path] | None:
     for ending in (STEM, PATCHES):
         if path.stem.endswith(ending):
             name = path.stem.removesuffix(ending)
-            return path.with_name(f"{name}{STEM}{path.suffix}"), path.with_name(f"{name}{PATCHES}{path.suffix}")
+            return path.with_name(f"{name}{STEM}{path.suffix}"), path.with_name(
+                f"{name}{PATCHES}{path.suffix}"
+            )
     return None
 
 

@@ -64,7 +64,9 @@ class PatchTable:
         return len(self.image_index)
 
 
-def choose_patches(prob: FloatArray | None, batch: int, map_hw: tuple[int, int], rule: SliceRule) -> PatchTable:
+def choose_patches(
+    prob: FloatArray | None, batch: int, map_hw: tuple[int, int], rule: SliceRule
+) -> PatchTable:
     """The patches of a batch.
 
     Args:
@@ -111,7 +113,8 @@ def slice_grid(prob: FloatArray, rule: SliceRule) -> PatchTable:
     active = _grid_cells(prob >= np.float32(rule.threshold), size_y, size_x)
     keep = _grid_cells(local_maxima(prob, rule.threshold), size_y, size_x).any(axis=(3, 4))
     rows, columns = keep.shape[1:]
-    shift_x, shift_y = _shift(active.any(axis=3), rule.shift), _shift(active.any(axis=4), rule.shift)
+    occupied_x, occupied_y = np.asarray(active.any(axis=3)), np.asarray(active.any(axis=4))
+    shift_x, shift_y = _shift(occupied_x, rule.shift), _shift(occupied_y, rule.shift)
     corner_x = (np.arange(columns) * size_x + shift_x).clip(0, width - size_x).reshape(batch, -1)
     corner_y = (np.arange(rows)[:, None] * size_y + shift_y).clip(0, height - size_y).reshape(batch, -1)
     keep = keep.reshape(batch, -1)
@@ -144,15 +147,18 @@ def _grid_cells(cells: npt.NDArray[Any], size_y: int, size_x: int) -> npt.NDArra
     batch, _, height, width = cells.shape
     cells = np.pad(cells[:, 0], ((0, 0), (0, -height % size_y), (0, -width % size_x)))
     rows, columns = cells.shape[1] // size_y, cells.shape[2] // size_x
-    return cells.reshape(batch, rows, size_y, columns, size_x).transpose(0, 1, 3, 2, 4)
+    grid: npt.NDArray[Any] = cells.reshape(batch, rows, size_y, columns, size_x).transpose(0, 1, 3, 2, 4)
+    return grid
 
 
-def _shift(occupied: BoolArray, mode: str) -> IntArray:
+def _shift(occupied: npt.NDArray[Any], mode: str) -> IntArray:
     """Shift along one side from the empty cells before the first and after the last occupied one, [..., n] → [...]."""
     leading, trailing = occupied.argmax(axis=-1), occupied[..., ::-1].argmax(axis=-1)
     if mode == "edge":
-        return np.where(leading > trailing, leading, -trailing)
-    return np.fix((leading - trailing) / 2).astype(np.int64)
+        shift: IntArray = np.where(leading > trailing, leading, -trailing)
+    else:
+        shift = np.fix((leading - trailing) / 2).astype(np.int64)
+    return shift
 
 
 def _repeats_earlier(corner: IntArray, keep: BoolArray) -> BoolArray:

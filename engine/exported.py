@@ -183,7 +183,9 @@ def load_exported(
     config = config_from_dict(ModelConfig, network.info.config, f"{path}: configuration")
     changed = (overrides or ModelOverrides()).apply(config)
     if changed.head.sparse:
-        raise ConfigError("--head sparse: exported heads run on whole patches; leave it out, or give the .pt file")
+        raise ConfigError(
+            "--head sparse: exported heads run on whole patches; leave it out, or give the .pt file"
+        )
     if isinstance(network, TwoGraphs):
         return ExportedNetwork(network, changed)
     if changed != config:
@@ -205,7 +207,9 @@ def check_postprocessing(network: Network, config: PostprocessConfig) -> None:
     fixed = network.settings
     wrong = []
     if config.conf_thres < fixed.conf_thres:
-        wrong.append(f"a confidence of {config.conf_thres:g} needs --conf-thres (it has {fixed.conf_thres:g})")
+        wrong.append(
+            f"a confidence of {config.conf_thres:g} needs --conf-thres (it has {fixed.conf_thres:g})"
+        )
     if config.iou_thres != fixed.iou_thres:
         wrong.append(f"an overlap of {config.iou_thres:g} needs --iou-thres (it has {fixed.iou_thres:g})")
     if config.max_det > fixed.max_det:

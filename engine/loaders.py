@@ -87,6 +87,7 @@ def evaluation_loader(
     single_class: bool,
     pin_memory: bool = False,
     dist: DistInfo = SINGLE,
+    rect: bool = True,
 ) -> DataLoader[Batch]:
     """Loader of a split without augmentation, images padded as little as possible.
 
@@ -100,6 +101,7 @@ def evaluation_loader(
         img_size, workers, single_class, pin_memory: see `DetectionDataset` and `build_loader`.
         batch_size: images per batch, in each process.
         dist: this process among the others.
+        rect: False: every input has the size img_size, for networks that take no other.
     """
     with main_process_first():
         images = DetectionDataset(
@@ -108,7 +110,7 @@ def evaluation_loader(
             img_size=img_size,
             augment=False,
             hyp=HypConfig(),
-            rect=True,
+            rect=rect,
             batch_size=batch_size,
             single_class=single_class,
         )

@@ -20,13 +20,14 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "utils", "evaluate", "engine")
-COMMANDS = ("train", "test", "detect")
+PACKAGES = ("models", "utils", "evaluate", "engine", "deploy")
+COMMANDS = ("train", "test", "detect", "export")
 LOCAL = {*PACKAGES, *COMMANDS, "scripts"}
 MAY_IMPORT = {
     "utils": {"utils"},
     "evaluate": {"utils", "evaluate"},
     "models": {"utils", "models"},
+    "deploy": {"deploy"},
     "engine": {*PACKAGES},
     "command": {*PACKAGES},
     "script": {*PACKAGES},
@@ -42,11 +43,14 @@ HEAVY = {
     "pandas",
     "supervision",
     "sahi",
+    "onnx",
+    "onnxruntime",
+    "openvino",
 }
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
-    "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "onnxscript",
+    "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "openvino",
     "pandas", "supervision", "sahi",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip

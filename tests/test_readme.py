@@ -254,7 +254,9 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_named_code_exists() -> None:
     """Every ``file.py: name, name`` of the documents is a file that defines these names."""
-    pattern = re.compile(r"`((?:models|utils|engine|evaluate)/[\w/]+\.py): ([^`]+)`((?:, `[A-Za-z_.]+`)*)")
+    pattern = re.compile(
+        r"`((?:models|utils|engine|evaluate|deploy)/[\w/]+\.py): ([^`]+)`((?:, `[A-Za-z_.]+`)*)"
+    )
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     found = list(pattern.finditer(text))
     assert len(found) > 15
@@ -268,7 +270,9 @@ def test_named_code_exists() -> None:
 def test_every_module_is_in_the_picture() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     files = [
-        path for folder in ("engine", "models", "utils", "evaluate") for path in (ROOT / folder).glob("*.py")
+        path
+        for folder in ("engine", "models", "utils", "evaluate", "deploy")
+        for path in (ROOT / folder).glob("*.py")
     ]
     assert [path.stem for path in files if path.stem != "__init__" and f"`{path.stem}`" not in text] == []
 

@@ -24,7 +24,19 @@ DEBUG_VARIABLE = "ESOD_DEBUG"
 
 # Code whose ValueError or RuntimeError is a message to the user rather than a bug deep inside a library.
 _OWN_PACKAGES = frozenset(
-    {"utils", "models", "evaluate", "engine", "train", "test", "detect", "scripts", "__main__"}
+    {
+        "utils",
+        "models",
+        "evaluate",
+        "engine",
+        "deploy",
+        "train",
+        "test",
+        "detect",
+        "export",
+        "scripts",
+        "__main__",
+    }
 )
 
 

@@ -30,10 +30,18 @@ def build_export_parser() -> Parser:
         prog="export.py",
     )
     parser.add_argument(
-        "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="checkpoint: ours or a released one"
+        "--weights",
+        default="weights/sample_yolov5n.pt",
+        metavar="PT",
+        help="checkpoint: ours or a released one",
     )
     parser.add_argument(
-        "--include", nargs="+", choices=FORMATS, default=["onnx"], metavar="FORMAT", help="onnx, openvino or both"
+        "--include",
+        nargs="+",
+        choices=FORMATS,
+        default=["onnx"],
+        metavar="FORMAT",
+        help="onnx, openvino or both",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="folder to write into (default: that of the weights)"
@@ -59,7 +67,10 @@ def _add_slicer_arguments(parser: argparse.ArgumentParser) -> None:
         "greedy",
     )
     group.add_argument(
-        "--heatmap-thres", type=probability, metavar="P", help="a heatmap cell is active from this probability on (0-1)"
+        "--heatmap-thres",
+        type=probability,
+        metavar="P",
+        help="a heatmap cell is active from this probability on (0-1)",
     )
 
 
@@ -90,7 +101,11 @@ def _add_single_arguments(parser: argparse.ArgumentParser) -> None:
         help="of two boxes of a class that overlap more than this, the better comes out",
     )
     group.add_argument(
-        "--max-det", type=positive_int, default=500, metavar="N", help="at most this many detections per image"
+        "--max-det",
+        type=positive_int,
+        default=500,
+        metavar="N",
+        help="at most this many detections per image",
     )
     group.add_argument(
         "--multi-label",
@@ -118,7 +133,5 @@ def _given_single_options(parser: Parser, options: argparse.Namespace) -> list[s
     """Options of the single file that differ from their defaults."""
     names = ("img_size", "batch_size", "conf_thres", "iou_thres", "max_det", "multi_label")
     return [
-        "--" + name.replace("_", "-")
-        for name in names
-        if getattr(options, name) != parser.get_default(name)
+        "--" + name.replace("_", "-") for name in names if getattr(options, name) != parser.get_default(name)
     ]

@@ -87,9 +87,7 @@ def export_pair(source: Exportable, folder: Path, name: str) -> tuple[Path, Path
     height_width = {0: "batch", 2: "height", 3: "width"}
     stem_axes = Axes(["images"], stem.output_names, {"images": height_width})
     count, height, width = EXAMPLE_PATCHES
-    patch_axes = Axes(
-        ["features"], deep.output_names, {"features": {0: "patches", 2: "rows", 3: "columns"}}
-    )
+    patch_axes = Axes(["features"], deep.output_names, {"features": {0: "patches", 2: "rows", 3: "columns"}})
     stem_path, patches_path = folder / f"{name}{STEM}.onnx", folder / f"{name}{PATCHES}.onnx"
     finish_onnx(trace(stem, images, stem_axes), source.info("stem"), stem_path)
     features = torch.rand(count, channels, height, width)

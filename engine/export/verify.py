@@ -50,7 +50,11 @@ class Comparison:
 
 
 def compare(
-    reference: Detector, path: Path, image: ByteImage, config: PostprocessConfig, img_size: int | tuple[int, int]
+    reference: Detector,
+    path: Path,
+    image: ByteImage,
+    config: PostprocessConfig,
+    img_size: int | tuple[int, int],
 ) -> Comparison:
     """Run torch and an exported detector on one picture and on all graphs' inputs.
 
@@ -65,7 +69,7 @@ def compare(
         ExportedFileError: they differ by more than `TOLERANCE` or `BOX_TOLERANCE_PX`, with the numbers.
     """
     exported = load_model(path, "cpu")
-    pixels = exported.prepare(image, img_size)
+    pixels = exported.prepare(image, img_size)  # an input of the size that a single file has
     numbers = {}
     if isinstance(exported.model, ExportedNetwork):
         numbers = _graph_differences(reference, exported.model, exported._to_batch([pixels.pixels]))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -55,21 +55,22 @@ def trace(module: nn.Module, example: Tensor, axes: Axes) -> Any:
     """
     import onnx
 
-    stream = BytesIO()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+    with TemporaryDirectory() as folder, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter(
+            "ignore"
+        )  # that it is the older one, and that sizes of the example become constants
+        file = Path(folder) / "traced.onnx"
         torch.onnx.export(
             module.eval(),
             (example,),
-            stream,
+            str(file),
             input_names=list(axes.inputs),
             output_names=list(axes.outputs),
             dynamic_axes=axes.dynamic,
             opset_version=OPSET,
             dynamo=False,
         )
-    return onnx.load_from_string(stream.getvalue())
+        return onnx.load(str(file))
 
 
 def finish_onnx(model: Any, info: ExportInfo, path: Path) -> None:
