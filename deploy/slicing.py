@@ -113,8 +113,7 @@ def slice_grid(prob: FloatArray, rule: SliceRule) -> PatchTable:
     active = _grid_cells(prob >= np.float32(rule.threshold), size_y, size_x)
     keep = _grid_cells(local_maxima(prob, rule.threshold), size_y, size_x).any(axis=(3, 4))
     rows, columns = keep.shape[1:]
-    occupied_x, occupied_y = np.asarray(active.any(axis=3)), np.asarray(active.any(axis=4))
-    shift_x, shift_y = _shift(occupied_x, rule.shift), _shift(occupied_y, rule.shift)
+    shift_x, shift_y = _shift(active.max(axis=3), rule.shift), _shift(active.max(axis=4), rule.shift)
     corner_x = (np.arange(columns) * size_x + shift_x).clip(0, width - size_x).reshape(batch, -1)
     corner_y = (np.arange(rows)[:, None] * size_y + shift_y).clip(0, height - size_y).reshape(batch, -1)
     keep = keep.reshape(batch, -1)

@@ -20,6 +20,7 @@ import yaml
 
 from utils.config import DatasetConfig
 from utils.detect_cli import parse_detect_options
+from utils.export_cli import parse_export_options
 from utils.test_cli import build_test_parser
 from utils.train_cli import build_train_parser
 from utils.typed_data import config_from_dict
@@ -112,6 +113,7 @@ def parser_of(script: str) -> Parse:
         "train.py": build_train_parser().parse_args,
         "test.py": build_test_parser().parse_args,
         "detect.py": parse_detect_options,
+        "export.py": parse_export_options,
     }
     if script in known:
         return known[script]

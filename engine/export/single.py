@@ -97,7 +97,7 @@ class CandidateGraph(nn.Module):
         if self.settings.multi_label:
             count = min(self.settings.max_candidates, scores.shape[1] * self.classes)
             score, index = scores.reshape(scores.shape[0], -1).topk(count, dim=1)
-            # Rounded down in floats: whole numbers would need a remainder, which TensorRT does not have.
+            # In floats: division of whole numbers, rounded down, becomes a dozen nodes.
             box = ((index.float() + 0.5) / self.classes).floor().long()
             label = index - box * self.classes
         else:

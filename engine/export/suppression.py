@@ -27,7 +27,7 @@ def append_suppression(model: Any, settings: SingleSettings, candidates: int) ->
     graph = model.graph
     _rename_outputs(graph, ["boxes", "scores", "classes", "class_scores"])
     detections = min(settings.max_det, candidates)
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "nms_per_class": np.array(detections, dtype=np.int64),
         "nms_iou": np.array(settings.iou_thres, dtype=np.float32),
         "nms_score": np.array(settings.conf_thres, dtype=np.float32),
@@ -40,7 +40,7 @@ def append_suppression(model: Any, settings: SingleSettings, candidates: int) ->
     }
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
     c = PREFIX
-    nodes = [
+    nodes: list[tuple[str, list[str], list[str], dict[str, Any]]] = [
         ("NonMaxSuppression", [f"{c}boxes", f"{c}class_scores", "nms_per_class", "nms_iou", "nms_score"], ["nms_found"], {}),
         ("Gather", ["nms_found", "nms_image_and_box"], ["nms_place"], {"axis": 1}),
         ("GatherND", [f"{c}scores", "nms_place"], ["nms_found_scores"], {}),
