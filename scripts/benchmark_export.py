@@ -18,7 +18,8 @@ from pathlib import Path
 
 import torch
 
-from engine.inference import Detector, NetworkInput, load_model
+from engine.inference import Detector, load_model
+from engine.predictor import NetworkInput
 from models.decode import PostprocessConfig
 from utils.cli import (
     Parser,
