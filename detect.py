@@ -51,6 +51,7 @@ def detect(options: argparse.Namespace) -> int:
             model_overrides(options),
             half=options.half,
             compiled=options.compile,
+            graphs=options.graphs,
         )
         _check_classes(options.classes, detector.names)
         folder = new_run_dir(options.project, options.name, options.exist_ok)

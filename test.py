@@ -54,7 +54,12 @@ def run(args: argparse.Namespace, dist: DistInfo) -> None:
     """Run the task as one of the processes."""
     dataset = load_config(DatasetConfig, args.data)
     detector = load_model(
-        args.weights, args.device, model_overrides(args), half=args.half, compiled=args.compile
+        args.weights,
+        args.device,
+        model_overrides(args),
+        half=args.half,
+        compiled=args.compile,
+        graphs=args.graphs,
     )
     check_classes(detector, dataset, args.single_cls)
     folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
@@ -95,7 +100,7 @@ def run_accuracy(
 
     result = evaluate(
         detector.model, loader, names, post, detector.device, augment=args.augment, single_class=args.single_cls,
-        progress=dist.is_main, on_batch=on_batch,
+        progress=dist.is_main, on_batch=on_batch, runner=detector.runner,
     )  # fmt: skip
     outputs.finish()
     if missed is not None:

@@ -16,8 +16,8 @@ from engine.views import decode_views
 from evaluate.arrays import EvaluationError
 from evaluate.detection import DetectionEvaluator, DetectionMetrics
 from evaluate.heatmap import SelectorEvaluator, SelectorMetrics
-from models.decode import PostprocessConfig, decode, suppress
-from models.esod import ESODOutput, Network
+from models.decode import PostprocessConfig, decode, suppress_all
+from models.esod import DIRECTLY, ESODOutput, Network, PartRunner
 from utils.background import WorkBehind
 from utils.data import Batch, ImageMeta
 from utils.dist import gather_objects, is_main
@@ -83,6 +83,7 @@ def evaluate(
     single_class: bool = False,
     progress: bool = False,
     on_batch: OnBatch | None = None,
+    runner: PartRunner = DIRECTLY,
 ) -> Evaluation | None:
     """Run a model over a labelled dataset and measure it, in one process or in several.
 
@@ -104,6 +105,7 @@ def evaluate(
         progress: show a progress bar.
         on_batch: called with every batch of this process, output and detections (writing results, drawing), one
             after the other, by that thread.
+        runner: runs the parts of the model.
 
     Returns:
         The metrics of all images; None but on the main process.
@@ -117,7 +119,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     dtype = model.dtype
-    timer = StageTimer(device)
+    timer = StageTimer(device, waiting=False)
     behind = WorkBehind(workers=1, limit=1)  # one batch, because its output stays on the device as long
     try:
         for loaded in tqdm(batches, desc="evaluating", unit="batch", disable=not progress, leave=False):
@@ -126,12 +128,12 @@ def evaluate(
                 with torch.autocast(
                     device.type, dtype=amp_dtype or torch.bfloat16, enabled=amp_dtype is not None
                 ):
-                    output = model(batch.images.to(dtype))
+                    output = model(batch.images.to(dtype), runner=runner)
                     decoded = decode(output, model.coder, config.conf_thres)
                     if augment:
                         decoded = decode_views(model, batch.images.to(dtype), decoded, config.conf_thres)
                 _refuse_nan(output, batch.metas)
-                found = [suppress(decoded, i, meta.letterbox, config) for i, meta in enumerate(batch.metas)]
+                found = suppress_all(decoded, [meta.letterbox for meta in batch.metas], config)
             behind.run(partial(scores.add, batch, output, found), in_order=True)
     finally:
         behind.finish()

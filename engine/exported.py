@@ -18,7 +18,7 @@ from deploy.slicing import PatchTable, SliceRule, cut_patches
 from models.build import build_coder
 from models.coders import BoxCoder, LevelBoxes
 from models.decode import PostprocessConfig
-from models.esod import NO_TIMER, ESODOutput, Network, PatchSelector
+from models.esod import DIRECTLY, NO_TIMER, ESODOutput, Network, PatchSelector, PartRunner
 from models.levels import STRIDES, LevelOutput, all_positions
 from models.slicer import Patches, patch_size, whole_map
 from utils.config import ModelConfig, ModelOverrides
@@ -53,7 +53,11 @@ class ExportedNetwork(Network):
         return self.graphs.info.parameters
 
     def forward(
-        self, images: Tensor, select: PatchSelector | None = None, timer: StageTimer = NO_TIMER
+        self,
+        images: Tensor,
+        select: PatchSelector | None = None,
+        timer: StageTimer = NO_TIMER,
+        runner: PartRunner = DIRECTLY,
     ) -> ESODOutput:
         """Detect on a batch; see `ESOD.forward`. The stem's stage holds the seeker, the deep stage the head.
 
@@ -131,7 +135,11 @@ class ExportedSingle(Network):
         return self.graph.settings
 
     def forward(
-        self, images: Tensor, select: PatchSelector | None = None, timer: StageTimer = NO_TIMER
+        self,
+        images: Tensor,
+        select: PatchSelector | None = None,
+        timer: StageTimer = NO_TIMER,
+        runner: PartRunner = DIRECTLY,
     ) -> ESODOutput:
         """Detect on a batch of the file's size; see `ExportedNetwork.forward`. All is one stage, "deep"."""
         if select is not None:

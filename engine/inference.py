@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from deploy.network import is_exported
 from engine.exported import check_postprocessing, load_exported
-from engine.outputs import image_heatmap, image_patches
+from engine.modes import Mode, half_type, put_into
 from engine.prediction import Prediction
 from engine.predictor import NetworkInput, Predictor
 from engine.views import decode_views
-from models.decode import PostprocessConfig, decode, suppress
-from models.esod import ESOD, ESODOutput, Network
+from models.decode import PostprocessConfig, decode, suppress_all
+from models.esod import DIRECTLY, NO_TIMER, ESODOutput, Network, PartRunner
 from models.slicer import STRIDE
 from models.weights import model_from_weights, read_weights
 from utils.boxes import Letterbox, letterbox_shape
@@ -27,6 +26,7 @@ from utils.dist import select_device
 from utils.images import ByteImage
 from utils.profile import StageTimer
 from utils.transforms import letterbox_image
+from utils.typed_data import ConfigError
 from utils.warp import channels_first
 
 
@@ -36,10 +36,13 @@ class Detector(Predictor):
     `predict` does everything. Where speed matters, `prepare` can run in other threads while `detect` is busy.
     """
 
-    def __init__(self, model: Network, names: list[str], device: torch.device) -> None:
+    def __init__(
+        self, model: Network, names: list[str], device: torch.device, runner: PartRunner = DIRECTLY
+    ) -> None:
         self.model = model.to(device).eval()
         self.names = names
         self.device = device
+        self.runner = runner
 
     @property
     def dtype(self) -> torch.dtype:
@@ -72,29 +75,30 @@ class Detector(Predictor):
                 f"{len(inputs)} inputs of {len(shapes)} shapes; expected at least one, of one shape"
             )
         check_postprocessing(self.model, config)
-        timer = StageTimer(self.device)
+        timer = StageTimer(self.device, waiting=False)
         letterboxes = [one.letterbox for one in inputs]
         with timer.frame(len(inputs)):
             with timer.stage("preprocess"):
                 batch = self._to_batch([one.pixels for one in inputs])
-            output = self.model(batch, timer=timer)
+            output = self.forward(batch, timer)
             with timer.stage("nms"):
                 decoded = decode(output, self.model.coder, config.conf_thres)
                 if augment:
                     decoded = decode_views(self.model, batch, decoded, config.conf_thres)
-                found = [suppress(decoded, i, box, config).to("cpu") for i, box in enumerate(letterboxes)]
+                seen = looked_at(output)
+                # Waits for the device, and so also for the copies of what is seen.
+                found = suppress_all(decoded, letterboxes, config)
         times = {name: stage.mean_ms / len(inputs) for name, stage in timer.summary().stages.items()}
         return [
             Prediction(
-                detections,
-                _numpy(image_heatmap(output, i)),
-                _patches_orig(output, i, box),
-                box,
-                dict(times),
-                self.names,
+                detections, seen.heatmap(i), seen.patches_orig(i, box), box, dict(times), self.names
             )
             for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
         ]
+
+    def forward(self, batch: Tensor, timer: StageTimer = NO_TIMER) -> ESODOutput:
+        """The network on a batch [B, 3, H, W] in 0–1 and of its type, run in its mode; see `ESOD.forward`."""
+        return self.model(batch, timer=timer, runner=self.runner)  # type: ignore[no-any-return]
 
     def _place(self, image: ByteImage, letterbox: Letterbox) -> NetworkInput:
         placed = letterbox_image(image, letterbox)
@@ -111,8 +115,10 @@ class Detector(Predictor):
 
     def _to_batch(self, pixels: Sequence[Tensor]) -> Tensor:
         """[B, 3, H, W] in 0–1 on the device, in the network's type; bytes travel, a quarter of floats."""
-        stacked = pixels[0][None] if len(pixels) == 1 else torch.stack(list(pixels))
-        return stacked.to(self.device, non_blocking=True).to(self.dtype).div_(255)
+        # One by one, because stacking would leave page-locked memory, and with it the travelling in the background.
+        moved = [one.to(self.device, non_blocking=True) for one in pixels]
+        stacked = moved[0][None] if len(moved) == 1 else torch.stack(moved)
+        return stacked.to(self.dtype).div_(255)
 
 
 def load_model(
@@ -123,6 +129,7 @@ def load_model(
     half: bool = False,
     fuse: bool = True,
     compiled: bool = False,
+    graphs: bool = False,
 ) -> Detector:
     """Load a detector for inference from a weights file (this project's, or a released pickle) or an exported one.
 
@@ -130,52 +137,53 @@ def load_model(
         weights: path; nothing in the file is executed. Exported: a file of export.py, or a folder with one detector.
         device: "" (a GPU when there is one), "cpu", "0", …
         overrides: changes to how it slices and where its head runs; None: as the file says.
-        half: compute in half precision (fp16 on a GPU, bf16 on a CPU).
+        half: compute in 16 bits where that is faster; see `engine.modes.half_type`.
         fuse: fold BatchNorm into the convolutions.
-        compiled: compile the network; see `compile_parts`.
+        compiled: compile the network; see `engine.modes.compile_parts`.
+        graphs: replay the network as CUDA graphs; see `engine.graphs`.
 
     Raises:
         CheckpointError, ConfigError, ExportedFileError: the file cannot be used, or the options contradict the model.
     """
     if is_exported(weights):
+        if graphs:
+            raise ConfigError(f"{weights} is an exported file: --graphs is for .pt files, leave it out")
         network = load_exported(weights, device, overrides, half=half, compiled=compiled)
         return Detector(network, network.config.names, torch.device("cpu"))
+    chosen = select_device(device)
+    dtype = half_type(chosen) if half else torch.float32
+    return load_in_mode(weights, Mode("given", dtype, fuse, True, compiled, graphs), chosen, overrides)
+
+
+def load_in_mode(
+    weights: str | Path, mode: Mode, device: torch.device, overrides: ModelOverrides | None = None
+) -> Detector:
+    """As `load_model` of a weights file, in any mode of `engine.modes`, also one that this device is bad at."""
     source = read_weights(weights)
     config = (overrides or ModelOverrides()).apply(source.config)
-    model = model_from_weights(replace(source, config=config), str(weights))
-    chosen = select_device(device)
-    if fuse:
-        model.fuse()
-    if half:
-        coder = deepcopy(model.head.coder)
-        model.to(torch.float16 if chosen.type == "cuda" else torch.bfloat16)
-        # Anchors are geometry, not weights: half precision would move boxes.
-        model.head.coder = coder
-    # Convolutions are faster when the channels of a pixel are neighbours in memory.
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if compiled:
-        compile_parts(model)
+    model = put_into(mode, model_from_weights(replace(source, config=config), str(weights)), device)
     names = config.names or [str(i) for i in range(config.num_classes)]
-    return Detector(model, names, chosen)
+    return Detector(model, names, device, mode.runner())
 
 
-def compile_parts(model: ESOD, backend: str = "inductor") -> None:
-    """Let torch.compile generate the code of a model's parts, at the first forward pass with each input size.
+@dataclass(frozen=True)
+class _Seen:
+    """Heatmaps and patches of a batch, on the CPU once the device has come that far."""
 
-    The stem and the heatmap head see one shape per input size; what runs on patches is compiled for any number of
-    them. Between the parts lies the slicer, whose one wait for the device would break a graph.
-    """
-    for part in (model.stem, model.seeker):
-        if part is not None:
-            part.compile(backend=backend)
-    for part in (model.deep, model.neck, model.head):
-        part.compile(backend=backend, dynamic=True)
+    probability: Tensor | None
+    image_index: Tensor
+    xyxy_cell: Tensor
 
+    def heatmap(self, image: int) -> np.ndarray | None:
+        return None if self.probability is None else self.probability[image, 0].numpy()
 
-def _patches_orig(output: ESODOutput, image: int, letterbox: Letterbox) -> np.ndarray:
-    patches = image_patches(output, image).float() * STRIDE
-    return letterbox.to_original(patches).numpy()
+    def patches_orig(self, image: int, letterbox: Letterbox) -> np.ndarray:
+        patches = self.xyxy_cell[self.image_index == image]
+        return letterbox.to_original(patches.float() * STRIDE).numpy()
 
 
-def _numpy(heatmap: Tensor | None) -> np.ndarray | None:
-    return None if heatmap is None else heatmap.numpy()
+def looked_at(output: ESODOutput) -> _Seen:
+    """Begin to copy heatmaps and patches to the CPU; on CUDA they may be read after the next wait for the device."""
+    logits, patches = output.heatmap_logits, output.patches.to(torch.device("cpu"))
+    prob = None if logits is None else logits.float().sigmoid().to("cpu", non_blocking=True)
+    return _Seen(prob, patches.image_index, patches.xyxy_cell)

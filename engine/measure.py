@@ -352,8 +352,7 @@ def run_once(detector: Detector, batch: Batch, config: PostprocessConfig, timer:
     with timer.stage("preprocess"):
         moved = batch.to(detector.device)
         images = moved.images.to(detector.dtype)
-    output = detector.model(images, timer=timer)
-    assert isinstance(output, ESODOutput)
+    output = detector.forward(images, timer)
     with timer.stage("nms"):
         postprocess(output, detector.model.coder, [meta.letterbox for meta in batch.metas], config)
     return output

@@ -34,7 +34,7 @@ from utils.data import (
     DetectionDataset,
     dataset_fingerprint,
 )
-from utils.dist import DistInfo, sum_over_processes
+from utils.dist import DistInfo, has_fast_bf16, sum_over_processes
 from utils.draw import save_image
 from utils.environment import environment_report
 from utils.logger import get_logger
@@ -344,8 +344,3 @@ def choose_amp(setting: str, device: torch.device) -> torch.dtype | None:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if has_fast_bf16() else None
-
-
-def has_fast_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware (AMX or AVX512-BF16)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()

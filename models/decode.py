@@ -14,6 +14,7 @@ from models.esod import ESODOutput
 from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
 from utils.boxes import Letterbox, cxcywh_to_xyxy, non_max_suppression
+from utils.fixed_suppression import suppress_fixed, unpack
 from utils.results import Detections
 
 
@@ -65,11 +66,12 @@ def decode(output: ESODOutput, coder: BoxCoder, conf_thres: float | None = None)
         output: of the model.
         coder: of the model's head.
         conf_thres: leave out positions none of whose boxes can have a score above this, by
-            `BoxCoder.best_logit`. None keeps everything.
+            `BoxCoder.best_logit`. None keeps everything; so does CUDA, where asking how many there are would wait for
+            the device.
     """
     parts = []
     for number, level in enumerate(output.levels):
-        if conf_thres is not None:
+        if conf_thres is not None and not level.raw.is_cuda:
             best = coder.best_logit(level.raw).amax(dim=1)
             # As numbers, which is one wait for the device; indexing with the mask would be one per tensor.
             hopeful = (best > _logit_below(conf_thres)).nonzero().squeeze(1)
@@ -93,8 +95,43 @@ def postprocess(
     output: ESODOutput, coder: BoxCoder, letterboxes: Sequence[Letterbox], config: PostprocessConfig
 ) -> list[Detections]:
     """Detections of every image of the batch, in original pixels, also for images without any patch."""
-    decoded = decode(output, coder, config.conf_thres)
+    return suppress_all(decode(output, coder, config.conf_thres), letterboxes, config)
+
+
+def suppress_all(
+    decoded: DecodedBoxes, letterboxes: Sequence[Letterbox], config: PostprocessConfig
+) -> list[Detections]:
+    """Detections of every image, on the CPU. On CUDA it waits for the device once, but for rare crowds."""
+    if decoded.cxcywh_px.is_cuda:
+        return suppress_at_once(decoded, letterboxes, config)
     return [suppress(decoded, index, letterbox, config) for index, letterbox in enumerate(letterboxes)]
+
+
+def suppress_at_once(
+    decoded: DecodedBoxes, letterboxes: Sequence[Letterbox], config: PostprocessConfig
+) -> list[Detections]:
+    """As `suppress` for every image, but all is computed before anything is read; see `utils.fixed_suppression`."""
+    packed = torch.stack(
+        [
+            suppress_fixed(
+                cxcywh_to_xyxy(decoded.cxcywh_px),
+                decoded.objectness.unsqueeze(1) * decoded.class_prob,
+                (decoded.image_index == image) & (decoded.objectness > config.conf_thres),
+                conf_thres=config.conf_thres, iou_thres=config.iou_thres, max_det=config.max_det,
+                multi_label=config.multi_label, agnostic=config.agnostic, classes=config.classes,
+            )
+            for image in range(len(letterboxes))
+        ]
+    ).cpu()  # fmt: skip
+    found = []
+    for image, (rows, letterbox) in enumerate(zip(packed, letterboxes, strict=True)):
+        kept = unpack(rows)
+        if kept is None:  # not settled: the slow way
+            found.append(suppress(decoded, image, letterbox, config).to("cpu"))
+        else:
+            boxes_px, score, label = kept
+            found.append(Detections(letterbox.to_original(boxes_px), score, label))
+    return found
 
 
 def suppress(

@@ -5,7 +5,7 @@ Dense detection (``slicer.algorithm: none``) is the same code with one patch tha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,23 @@ NO_TIMER = StageTimer(enabled=False)
 
 PatchSelector = Callable[[Tensor], Patches]
 """Chooses training patches from heatmap logits [B,1,H/8,W/8]."""
+Part = Callable[..., tuple[Tensor, ...]]
+"""Some of the network, from tensors to tensors; no shape depends on what is in them."""
+
+
+class PartRunner:
+    """Runs the parts of the network: this one just calls them. See `engine.graphs` for another."""
+
+    def run(self, name: str, part: Part, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What a part makes of its inputs; a name always means the same part."""
+        return part(*inputs)
+
+    def padded(self, count: int) -> int:
+        """How many patches to compute when so many are kept; what is computed for the others is dropped."""
+        return count
+
+
+DIRECTLY = PartRunner()
 
 
 @dataclass
@@ -48,7 +65,8 @@ class ESODOutput:
 class Network(nn.Module):
     """What evaluation and inference need of a network: `ESOD`, or an exported file run by another runtime.
 
-    Called with images, `select` and `timer` as `ESOD.forward` is, it gives an `ESODOutput`.
+    Called with images, `select`, `timer` and `runner` as `ESOD.forward` is, it gives an `ESODOutput`; an exported file
+    has no parts, and no use for a runner.
     """
 
     config: ModelConfig
@@ -106,14 +124,19 @@ class ESOD(Network):
         return count_parameters(self)
 
     def forward(
-        self, images: Tensor, select: PatchSelector | None = None, timer: StageTimer = NO_TIMER
+        self,
+        images: Tensor,
+        select: PatchSelector | None = None,
+        timer: StageTimer = NO_TIMER,
+        runner: PartRunner = DIRECTLY,
     ) -> ESODOutput:
         """Detect on a batch.
 
         Args:
             images: [B, 3, H, W] RGB in 0–1, H and W multiples of 32.
             select: chooses the patches from the heatmap logits (training); None: the configured slicer.
-            timer: told the stages stem, seeker, slicer, deep and head.
+            timer: told the stages stem, seeker, slicer, tokens (where there are some), gather, deep and head.
+            runner: runs the parts.
 
         Raises:
             ValueError: H or W is not a multiple of 32.
@@ -122,25 +145,60 @@ class ESOD(Network):
         if height % MAX_STRIDE or width % MAX_STRIDE:
             raise ValueError(f"input is {height}×{width}; both sides must be multiples of {MAX_STRIDE}")
         with timer.stage("stem"):
-            features = self.stem(images)
+            (features,) = runner.run("stem", lambda x: (self.stem(x),), images)
         with timer.stage("seeker"):
-            logits = self.seeker(features) if self.seeker is not None else None
+            logits = self._seek(features, runner)
         with timer.stage("slicer"):
             patches, positions = self.choose(logits, features, select)
-        with timer.stage("deep"):
-            features = self._mix(features, patches)
-        with timer.stage("slicer"):
+        if self.tokens is not None:
+            with timer.stage("tokens"):
+                features = self._mix(features, patches)
+        with timer.stage("gather"):
             cut = cut_patches(features, patches)
         with timer.stage("deep"):
-            pyramid = self.neck(*self.deep(cut, patches))
+            pyramid = self._pyramid(cut, patches, runner)
         with timer.stage("head"):
-            levels = self.head(pyramid, positions)
+            levels = self._detect(pyramid, len(patches), positions, runner)
         return ESODOutput(logits, levels, patches)
 
+    def _seek(self, features: Tensor, runner: PartRunner) -> Tensor | None:
+        seeker = self.seeker
+        return None if seeker is None else runner.run("seeker", lambda x: (seeker(x),), features)[0]
+
+    def _pyramid(self, cut: Tensor, patches: Patches, runner: PartRunner) -> list[Tensor]:
+        """Three levels of the patches, and perhaps of some more behind them, see `PartRunner.padded`."""
+        if self.config.transformer:  # the patches of an image look at each other: no others may be among them
+            return self.neck(*self.deep(cut, patches))  # type: ignore[no-any-return]
+        more = runner.padded(len(patches)) - len(patches)
+        if more:
+            cut = torch.cat((cut, cut.new_zeros(more, *cut.shape[1:])))
+        return list(runner.run("deep", lambda x: tuple(self.neck(*self.deep(x, patches))), cut))
+
+    def _detect(
+        self,
+        pyramid: list[Tensor],
+        patches: int,
+        positions: Sequence[HeadPositions | None],
+        runner: PartRunner,
+    ) -> list[LevelOutput]:
+        """The head on the first ``patches`` of a pyramid."""
+        if any(where is not None for where in positions):
+            return self.head([level[:patches] for level in pyramid], positions)  # type: ignore[no-any-return]
+        found = runner.run(
+            "head",
+            lambda *x: tuple(t for o in self.head(x, EVERYWHERE) for t in (o.raw, o.position)),
+            *pyramid,
+        )
+        levels = []
+        for level, raw, position, stride in zip(pyramid, found[::2], found[1::2], STRIDES, strict=True):
+            grid_hw = (level.shape[2], level.shape[3])
+            rows = patches * grid_hw[0] * grid_hw[1]  # ordered by patch
+            levels.append(LevelOutput(raw[:rows], position[:rows], stride, grid_hw))
+        return levels
+
     def _mix(self, features: Tensor, patches: Patches) -> Tensor:
-        """Features after the family's token blocks, computed where a patch lies; as they are in other families."""
-        if self.tokens is None:
-            return features
+        """Features after the family's token blocks, computed where a patch lies."""
+        assert self.tokens is not None
         map_hw = (features.shape[2], features.shape[3])
         everything = patches.size_cell == map_hw and len(patches) == len(features)
         active = None if everything else covered_cells(patches, len(features), map_hw)

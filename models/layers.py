@@ -84,6 +84,25 @@ class Conv(Fusable):
         self.bn = nn.Identity()
 
 
+class WideDepthwise(Conv):
+    """A depth-wise `Conv` with a large kernel. On a CPU it computes in float32, also in a network of 16 bits.
+
+    There is no fast 16-bit code for it: 13×13 on bf16 took 2.4 times as long with AMX, and 60 times without bf16 in
+    hardware (docs/notes/inference.md). On a GPU it is a `Conv`.
+    """
+
+    def __init__(self, channels: int, kernel: int, eps: float = 1e-5) -> None:
+        super().__init__(channels, channels, kernel, groups=channels, eps=eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or x.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        conv = self.conv
+        bias = None if conv.bias is None else conv.bias.float()
+        wide = F.conv2d(x.float(), conv.weight.float(), bias, conv.stride, conv.padding, groups=conv.groups)
+        return self.act(self.bn(wide.to(x.dtype)))  # type: ignore[no-any-return]
+
+
 class Bottleneck(nn.Module):
     """Two convolutions, the second 3×3, with an identity shortcut when asked for. [B,C,H,W] → [B,C,H,W]."""
 

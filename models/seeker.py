@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from models.layers import SPP, Conv
+from models.layers import SPP, WideDepthwise
 from utils.config import SeekerConfig
 
 SPP_KERNELS = (5, 9, 13)
@@ -25,7 +25,7 @@ class ObjSeeker(nn.Module):
         if config.kind == "spp":
             self.context: nn.Module = SPP(channels, channels, SPP_KERNELS, eps=eps)
         else:
-            self.context = Conv(channels, channels, config.kernel, groups=channels, eps=eps)
+            self.context = WideDepthwise(channels, config.kernel, eps=eps)
         self.predict = nn.Conv2d(channels, 1, 1)
         nn.init.constant_(self.predict.bias, math.log(PRIOR / (1 - PRIOR)))  # type: ignore[arg-type]
 

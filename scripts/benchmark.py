@@ -29,14 +29,14 @@ from engine.benchmark.memory import first_pass, measure_in_process
 from engine.benchmark.plot import plot_benchmark
 from engine.benchmark.report import MARKERS, NEW_PAGE, page_section, terminal
 from engine.benchmark.results import FORMAT, BenchmarkResult, Memory
-from engine.benchmark.variants import NAMES, Variant, lively_model, variants_of
+from engine.benchmark.targets import Part
+from engine.benchmark.variants import NAMES, lively_model, variants_of
 from engine.measure import device_name
-from engine.setup import has_fast_bf16
 from models.esod import ESOD
 from models.weights import model_from_weights, read_weights
 from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
 from utils.config import ModelConfig
-from utils.dist import select_device
+from utils.dist import has_fast_bf16, select_device
 from utils.environment import environment_report
 from utils.marked_page import update_page
 from utils.typed_data import ConfigError, load_config
@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = [BenchmarkResult.read(path) for path in args.from_json]
     else:
         results = [run(args, words)]
-    print("\n\n".join(terminal(result) for result in results))
+    parts = parts_for(results, args.parts)
+    pairs = list(zip(results, parts, strict=True))
+    print("\n\n".join(terminal(result, alone) for result, alone in pairs))
     if args.json is not None:
         results[0].write(args.json)
     plots = [plot_path(args, number) for number in range(len(results))]
@@ -63,8 +65,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plot_benchmark(result, plot)
     if args.page is not None:
         links = [None if plot is None else os.path.relpath(plot, args.page.parent) for plot in plots]
-        sections = [page_section(result, link) for result, link in zip(results, links, strict=True)]
+        sections = [page_section(*pair, alone) for *pair, alone in zip(results, links, parts, strict=True)]
         update_page(args.page, "\n".join(sections), MARKERS, NEW_PAGE)
+
+
+def parts_for(results: Sequence[BenchmarkResult], files: Sequence[Path]) -> list[list[Part]]:
+    """For each result the parts alone of its model, from files of scripts/benchmark_parts.py; each file once.
+
+    Raises:
+        ConfigError: a file is something else, or of a model that there is no result of.
+    """
+    found: list[list[Part]] = [[] for _ in results]
+    for path in files:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not {"parts", "model"} <= content.keys():
+            raise ConfigError(f"{path}: not a result of scripts/benchmark_parts.py")
+        models = [result.model for result in results]
+        if content["model"] not in models:
+            raise ConfigError(f"{path}: is of {content['model']}, the results are of {', '.join(models)}")
+        found[models.index(content["model"])] += Part.all_of(content)
+    return found
 
 
 def build_parser() -> Parser:
@@ -111,7 +131,8 @@ def build_parser() -> Parser:
     )
     parser.add_argument(
         "--variants", choices=NAMES, nargs="+", default=["plain", "fast"],
-        help="plain: float32, eager; fast: BatchNorm folded, channels last; half: also 16 bits; -compile: torch.compile",
+        help="plain: float32, eager; fast: BatchNorm folded, channels last; half: also 16 bits; -compile: torch.compile; "
+        "-graph: CUDA graphs, patches padded to few different numbers",
     )  # fmt: skip
     add_run_options(parser)
     return parser
@@ -147,6 +168,14 @@ def add_run_options(parser: Parser) -> None:
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw time over the share that is kept")
     parser.add_argument(
         "--page", type=Path, metavar="MD", help="write the tables between the marks of this page"
+    )
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="also report these files of benchmark_parts.py",
     )
     parser.add_argument("--memory-case", help=argparse.SUPPRESS)
 
@@ -249,7 +278,7 @@ def plot_path(args: argparse.Namespace, number: int) -> Path | None:
 
 
 def add_memory(args: argparse.Namespace, bench: Bench, measured: Measured) -> None:
-    """Measure every eager case in a process of its own; compiling needs memory that has nothing to do with the pass."""
+    """Measure every eager case in a process of its own; compiling and recording need memory besides that of the pass."""
     source = ["--cfg", str(args.cfg)] if args.cfg is not None else ["--weights", str(args.weights)]
     common = [
         *source,
@@ -261,7 +290,7 @@ def add_memory(args: argparse.Namespace, bench: Bench, measured: Measured) -> No
         str(args.peaks),
     ]
     common += ["--device", args.device, "--threads", str(torch.get_num_threads())]
-    eager = [case for case in measured.cases if not bench.prepared[case.variant].variant.compiled]
+    eager = [case for case in measured.cases if bench.prepared[case.variant].variant.counts]
     for result in tqdm(eager, desc="memory", unit="case", leave=False):
         result.memory = measure_in_process(Path(__file__).resolve(), common, result)
 
@@ -270,13 +299,13 @@ def memory_of_case(args: argparse.Namespace) -> Memory:
     """The memory of the one case that the options name."""
     device = prepare_process(args)
     name, _, mode = args.memory_case.partition("/")
-    variants = {variant.name: variant for variant in variants_of(NAMES, device)}
+    variants = {variant.name: variant for variant in variants_of(NAMES, device) if variant.counts}
     if name not in variants or mode not in ("dense", "esod"):
         raise ConfigError(
             f"--memory-case {args.memory_case}: expected one of {', '.join(variants)}, /dense or /esod"
         )
     plan = plan_of(args)
-    variant: Variant = variants[name]
+    variant = variants[name]
     bench = Bench(build(args, calibrate=False), [variant], plan, device)
     kept = None if mode == "dense" else plan.kept[0]
     return first_pass(bench, Case(name, plan.sizes[0], plan.batches[0], kept, plan.heads[0]))

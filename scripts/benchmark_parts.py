@@ -35,7 +35,7 @@ from utils.images import write_atomic
 from utils.summary import quantile
 from utils.typed_data import load_config
 
-EAGER = tuple(name for name in NAMES if not name.endswith("compile"))
+EAGER = tuple(name for name in NAMES if "-" not in name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

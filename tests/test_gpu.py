@@ -138,7 +138,7 @@ def test_cost_and_the_search_for_the_largest_batch(monkeypatch: pytest.MonkeyPat
         Detector(build().fuse(), ["a", "b", "c"], torch.device("cuda", 0)), images, PostprocessConfig()
     )
     assert result.dense is not None and result.dense.difference == 0
-    assert len(result.stages_ms) == 8 and all(stage.median_ms > 0 for stage in result.stages_ms.values())
+    assert len(result.stages_ms) == 9 and all(stage.median_ms > 0 for stage in result.stages_ms.values())
     assert [batch.batch_size for batch in result.throughput.batches] == [1, 2, 4]
     assert 0 < result.peak_memory_bytes <= result.throughput.batches[-1].peak_memory_bytes
     before = torch.cuda.memory_allocated()

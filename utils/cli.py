@@ -259,12 +259,21 @@ def add_device_arguments(parser: argparse.ArgumentParser, half: bool = True) -> 
 
 
 def add_speed_arguments(group: argparse._ArgumentGroup) -> None:
-    """``--half --compile``."""
-    group.add_argument("--half", action="store_true", help="compute in 16 bits (GPU: fp16, CPU: bf16)")
+    """``--half --compile --graphs``."""
+    group.add_argument(
+        "--half",
+        action="store_true",
+        help="compute in 16 bits (GPU: fp16; CPU: bf16 where the processor is made for it, else float32 all the same)",
+    )
     group.add_argument(
         "--compile",
         action="store_true",
         help="generate code for this network by torch.compile: a minute or so for each new image size, faster then",
+    )
+    group.add_argument(
+        "--graphs",
+        action="store_true",
+        help="GPU only: record the network as CUDA graphs, which pays for small batches of few different sizes",
     )
 
 

@@ -153,15 +153,25 @@ class StageTimer:
                 with timer.stage("stem"):
                     ...
 
-    A stage that runs several times in a frame counts with its sum. The first ``warmup`` frames are not
-    counted. On CUDA every stage and frame waits for the device, which costs overlap: for the best
-    end-to-end number, time frames alone. Disabled, it hands out a context that does nothing.
+    A stage that runs several times in a frame counts with its sum. The first ``warmup`` frames are not counted.
+    Disabled, it hands out a context that does nothing.
+
+    On CUDA every stage and frame waits for the device, which costs overlap. With ``waiting=False`` none does: the
+    device itself notes when it gets there (CUDA events), and what is read from the timer waits for that. Then a
+    stage's time is that of the device, and includes what it waited for the host there.
     """
 
-    def __init__(self, device: torch.device | str = "cpu", warmup: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        device: torch.device | str = "cpu",
+        warmup: int = 0,
+        enabled: bool = True,
+        waiting: bool = True,
+    ) -> None:
         self.device = torch.device(device)
         self.warmup = warmup
         self.enabled = enabled
+        self.waiting = waiting
         self.reset()
 
     def reset(self) -> None:
@@ -170,17 +180,20 @@ class StageTimer:
         self._frames: list[float] = []
         self._images = 0
         self._frames_seen = 0
-        self._current: dict[str, float] | None = None
-        self._stage_began: float | None = None
+        self._current: list[tuple[str, Moment, Moment]] | None = None
+        self._stage_began: Moment | None = None
+        self._unread: list[tuple[Moment, Moment, list[tuple[str, Moment, Moment]]]] = []
 
     @property
     def stage_ms(self) -> dict[str, list[float]]:
         """Milliseconds of each stage, by name, in each counted frame in which it ran."""
+        self._read()
         return {name: [seconds * 1e3 for seconds in times] for name, times in self._stages.items()}
 
     @property
     def frame_ms(self) -> list[float]:
         """Milliseconds of each counted frame, in order."""
+        self._read()
         return [seconds * 1e3 for seconds in self._frames]
 
     def frame(self, images: int = 1) -> AbstractContextManager[None]:
@@ -191,21 +204,9 @@ class StageTimer:
         """A named part of a frame; it may be entered in a frame only."""
         return self._stage(name) if self.enabled else _NOTHING
 
-    def split(self, name: str) -> None:
-        """Count what the running stage did so far as a stage ``name`` of its own, and not as the running one's.
-
-        For a boundary that lies inside of code which only knows the outer stage. Outside of a stage it is an error.
-        """
-        if not self.enabled:
-            return
-        if self._current is None or self._stage_began is None:
-            raise RuntimeError(f"no stage is running that {name!r} could be split from")
-        now = self._now()
-        self._current[name] = self._current.get(name, 0.0) + now - self._stage_began
-        self._stage_began = now
-
     def summary(self) -> TimingSummary:
         """Statistics over the frames measured so far. A stage's count is of the frames in which it ran."""
+        self._read()
         seconds = sum(self._frames)
         return TimingSummary(
             stages={name: stage_statistics(times) for name, times in self._stages.items()},
@@ -216,17 +217,15 @@ class StageTimer:
 
     @contextlib.contextmanager
     def _frame(self, images: int) -> Iterator[None]:
-        self._current = {}
+        self._current = []
         begin = self._now()
         try:
             yield
-            elapsed = self._now() - begin
+            end = self._now()
             self._frames_seen += 1
             if self._frames_seen > self.warmup:
-                self._frames.append(elapsed)
+                self._unread.append((begin, end, self._current))
                 self._images += images
-                for name, seconds in self._current.items():
-                    self._stages.setdefault(name, []).append(seconds)
         finally:
             self._current = None
 
@@ -234,17 +233,43 @@ class StageTimer:
     def _stage(self, name: str) -> Iterator[None]:
         if self._current is None:
             raise RuntimeError(f"stage {name!r} timed outside of a frame: put it in `with timer.frame():`")
-        outer, self._stage_began = self._stage_began, self._now()
+        begin = self._now()
         try:
             yield
         finally:
-            self._current[name] = self._current.get(name, 0.0) + self._now() - self._stage_began
-            self._stage_began = outer
+            self._current.append((name, begin, self._now()))
 
-    def _now(self) -> float:
-        if self.device.type == "cuda":
+    def _now(self) -> Moment:
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        if self.waiting:
             torch.cuda.synchronize(self.device)
-        return time.perf_counter()
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def _read(self) -> None:
+        """Turn what was noted into seconds; with events, wait until the device is through the last of them."""
+        for begin, end, stages in self._unread:
+            self._frames.append(_seconds(begin, end))
+            times: dict[str, float] = {}
+            for name, began, ended in stages:
+                times[name] = times.get(name, 0.0) + _seconds(began, ended)
+            for name, seconds in times.items():
+                self._stages.setdefault(name, []).append(seconds)
+        self._unread.clear()
+
+
+Moment = float | torch.cuda.Event
+
+
+def _seconds(begin: Moment, end: Moment) -> float:
+    if isinstance(begin, float) and isinstance(end, float):
+        return end - begin
+    assert isinstance(begin, torch.cuda.Event) and isinstance(end, torch.cuda.Event)
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3  # type: ignore[no-any-return,no-untyped-call]
 
 
 _NOTHING: AbstractContextManager[None] = contextlib.nullcontext()

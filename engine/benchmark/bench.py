@@ -12,10 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from engine.benchmark.counting import MachineTest, gflops_by_stage, machine_tests, traffic
+from engine.benchmark.counting import (
+    MachineTest,
+    gflops_by_stage,
+    machine_tests,
+    moved_by_convolutions,
+    traffic,
+)
 from engine.benchmark.heatmaps import given_logits, kept_share
 from engine.benchmark.results import STAGES, CaseResult, Failure, MachineSpeed, StemCost
-from engine.benchmark.variants import Prepared, Variant, benchmark_config, prepare
+from engine.benchmark.variants import Prepared, benchmark_config, prepare
+from engine.modes import Mode
 from models.decode import PostprocessConfig, decode, postprocess
 from models.esod import ESOD, NO_TIMER, ESODOutput
 from models.slicer import STRIDE
@@ -76,17 +83,19 @@ def cases_of(plan: Plan, variants: Sequence[str]) -> list[Case]:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Patches per image, the head's share of their positions, and GFLOPs per image by stage."""
+    """Patches per image, the head's share of their positions, GFLOPs per image by stage, and the 10⁹ bytes of the
+    batch's convolutions in float32."""
 
     patches: int
     positions: float
     gflops: dict[str, float]
+    conv_gb: float
 
 
 class Bench:
     """The prepared variants of one network, and what they are fed with."""
 
-    def __init__(self, model: ESOD, variants: Sequence[Variant], plan: Plan, device: torch.device) -> None:
+    def __init__(self, model: ESOD, variants: Sequence[Mode], plan: Plan, device: torch.device) -> None:
         self.plan, self.device = plan, device
         self.configs = {
             head: benchmark_config(model.config, head == "sparse") for head in ("dense", *plan.heads)
@@ -96,8 +105,8 @@ class Bench:
         # Before folding, which takes the numbers of BatchNorm away.
         self.parameters = {"esod": count_parameters(model), "dense": count_parameters(model) - seeker}
         # What is counted (operations, positions) must run eagerly.
-        eager = [ready for ready in self.prepared.values() if not ready.variant.compiled]
-        self.counting = eager[0] if eager else prepare(model, Variant("counted"), device)
+        eager = [ready for ready in self.prepared.values() if ready.variant.counts]
+        self.counting = eager[0] if eager else prepare(model, Mode("counted"), device)
         self.images: dict[tuple[str, tuple[int, int], int], Tensor] = {}
         self.logits: dict[tuple[str, tuple[int, int], int, float], Tensor] = {}
         self.thresholds: dict[Case, float] = {}
@@ -107,13 +116,11 @@ class Bench:
     def forward(self, ready: Prepared, case: Case, timer: StageTimer = NO_TIMER) -> ESODOutput:
         """The network's pass of a case, by a variant."""
         images = self._images(ready, case)
-        for mark in ready.marks:
-            mark.timer = timer
         if case.kept is None:
-            return ready.dense(images, timer=timer)  # type: ignore[no-any-return]
+            return ready.dense(images, timer=timer, runner=ready.given)  # type: ignore[no-any-return]
         ready.esod.config = self.configs[case.head]
         ready.given.logits = self._logits(ready, case)
-        return ready.esod(images, timer=timer)  # type: ignore[no-any-return]
+        return ready.esod(images, timer=timer, runner=ready.given)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def run(self, case: Case, timer: StageTimer = NO_TIMER) -> ESODOutput:
@@ -169,6 +176,7 @@ class Bench:
             positions=counts.positions,
             candidates=candidates,
             gflops=dict(counts.gflops),
+            conv_gb=counts.conv_gb * self.prepared[case.variant].variant.dtype.itemsize / 4,
         )
 
     def _count(self, case: Case) -> _Counts:
@@ -184,7 +192,10 @@ class Bench:
             self.counts[key] = _Counts(
                 patches=patches // case.batch,
                 positions=computed / everywhere if everywhere else 0.0,
-                gflops=gflops_by_stage(model, images),
+                gflops=gflops_by_stage(model, images, self.counting.given),
+                conv_gb=moved_by_convolutions(lambda: self.forward(self.counting, case))
+                * 4
+                / self.counting.variant.dtype.itemsize,
             )
         return self.counts[key]
 
@@ -204,7 +215,7 @@ class Bench:
         """What the stems of the eager variants compute and move."""
         found = []
         for ready in self.prepared.values():
-            if ready.variant.compiled:
+            if not ready.variant.counts:
                 continue
             for size, batch in product(self.plan.sizes, self.plan.batches):
                 images = self._images(ready, Case(ready.variant.name, size, batch, None, "dense"))
@@ -240,7 +251,7 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
         try:
             described[case] = bench.describe(case)
         except compiler_errors() as error:
-            if not bench.prepared[case.variant].variant.compiled:
+            if bench.prepared[case.variant].variant.counts:
                 raise
             why = str(error).strip().splitlines() or [type(error).__name__]
             bench.failures.append(Failure(case.variant, f"{type(error).__name__}: {why[0]}"))
@@ -277,9 +288,9 @@ def compiler_errors() -> tuple[type[Exception], ...]:
 
 def time_case(bench: Bench, case: Case, result: CaseResult | None) -> None:
     """Run a case once, and on a GPU a second time by stages; None: do not count."""
-    whole, stages = StageTimer(bench.device), StageTimer(bench.device)
+    whole, stages = StageTimer(bench.device), StageTimer(bench.device, waiting=False)
     if bench.device.type == "cuda":
-        # Waiting for the device at every stage would slow the whole, so stages are timed in a pass of their own.
+        # Noting the time at every stage costs the host something, so stages are timed in a pass of their own.
         with whole.frame(case.batch):
             bench.run(case)
     with stages.frame(case.batch):

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.esod import ESOD
+from models.esod import DIRECTLY, ESOD, PartRunner
 from utils.profile import count_flops
 
 PART_STAGES = {
@@ -26,15 +26,16 @@ PART_STAGES = {
 """Part of an `ESOD` → the stage in which it is timed."""
 
 
-def gflops_by_stage(model: ESOD, images: Tensor) -> dict[str, float]:
+def gflops_by_stage(model: ESOD, images: Tensor, runner: PartRunner = DIRECTLY) -> dict[str, float]:
     """10⁹ operations per image of the convolutions and matrix products of a pass, by stage.
 
     Args:
         model: eager, in evaluation mode.
         images: [B,3,H,W] as the model wants them.
+        runner: runs its parts.
     """
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(images)
+        model(images, runner=runner)
     totals = counter.get_flop_counts()
     found: dict[str, float] = {}
     for part, stage in PART_STAGES.items():
@@ -45,7 +46,8 @@ def gflops_by_stage(model: ESOD, images: Tensor) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """GFLOPs of a computation, and the 10⁹ bytes that its convolutions and that all its operations read and write."""
+    """GFLOPs of a computation, and the 10⁹ bytes that its convolutions (and matrix products), and that all its
+    operations, read and write."""
 
     gflops: float
     conv_gb: float
@@ -59,6 +61,10 @@ def traffic(part: nn.Module, *inputs: Tensor) -> Traffic:
         with _ByteCounter() as counter:
             part(*inputs)
     return Traffic(flops.gflops, counter.conv / 1e9, counter.total / 1e9)
+
+
+MULTIPLYING = ("convolution", "mkldnn_convolution", "cudnn_convolution", "mm", "addmm", "bmm", "baddbmm")
+"""Operations whose operands have to be read and whose result has to be written, whatever else is fused."""
 
 
 class _ByteCounter(TorchDispatchMode):
@@ -79,8 +85,15 @@ class _ByteCounter(TorchDispatchMode):
                 if isinstance(tensor, Tensor)
             )
             self.total += moved
-            self.conv += moved if "convolution" in func.__name__ else 0
+            self.conv += moved if func.__name__.startswith(MULTIPLYING) else 0
         return result
+
+
+def moved_by_convolutions(function: Callable[[], object]) -> float:
+    """10⁹ bytes that the convolutions and matrix products of a function read and write, each tensor once."""
+    with torch.no_grad(), _ByteCounter() as counter:
+        function()
+    return counter.conv / 1e9
 
 
 Run = Callable[[], object]

@@ -95,6 +95,16 @@ class Figures:
             return None
         return median(paid), dense.stage(*DEEP_STAGES)
 
+    def floor(self, case: CaseResult) -> float | None:
+        """Milliseconds below which the network's pass cannot come, layer by layer as it is.
+
+        The longer of: the operations of its convolutions at the speed of a matrix product, their bytes at that of a copy.
+        """
+        speeds = self._machine(f"matmul {self._dtype(case.variant)}"), self._machine("copy")
+        if speeds[0] is None or speeds[1] is None:
+            return None
+        return 1e3 * max(case.batch * sum(case.gflops.values()) / speeds[0], case.conv_gb / speeds[1])
+
     def stem_floor(self, cost: StemCost) -> StemFloor:
         """What a stem needs beside what the machine reaches in the same rounds."""
         setting = (tuple(cost.input_hw), cost.batch)
@@ -120,7 +130,7 @@ class Figures:
         return next((median(speed.per_round) for speed in self.result.machine if speed.name == name), None)
 
     def _dtype(self, variant: str) -> str:
-        name = variant.removesuffix("-compile")
+        name = variant.partition("-")[0]
         return {"bf16": "bfloat16", "fp16": "float16"}.get(name, "float32")
 
 

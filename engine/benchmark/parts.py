@@ -144,7 +144,7 @@ def head_parts(ready: Prepared, input_hw: tuple[int, int], device: torch.device,
     seen: list[list[Tensor]] = []
     handle = model.head.register_forward_pre_hook(lambda module, inputs: seen.append(list(inputs[0])))
     try:
-        model(ready.images(torch.rand(1, 3, *input_hw, device=device)))
+        model(ready.images(torch.rand(1, 3, *input_hw, device=device)), runner=ready.given)
     finally:
         handle.remove()
     pyramid, head = seen[0], model.head

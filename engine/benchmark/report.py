@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.benchmark.derived import YARDSTICK, Figures, Setting, choosing
 from engine.benchmark.results import STAGES, BenchmarkResult, CaseResult
+from engine.benchmark.targets import Part, verdicts
 
 MARKERS = ("<!-- made by scripts/benchmark.py: begin -->", "<!-- made by scripts/benchmark.py: end -->")
 NEW_PAGE = f"""# Speed
@@ -48,29 +49,30 @@ class Table:
         return "\n".join(lines)
 
 
-def tables(result: BenchmarkResult) -> list[Table]:
+def tables(result: BenchmarkResult, parts: Sequence[Part] = ()) -> list[Table]:
     """Every table that has rows."""
     figures = Figures(result)
-    found: list[Table] = []
+    found: list[Table] = [_targets(result, parts)]
     for setting in figures.settings:
         found += [make(figures, setting) for make in (_times, _operations, _lost, _choosing, _sparse)]
-    found += [_batches(figures), _stems(figures)]
+    found += [_batches(figures), _stems(figures), _alone(parts)]
     return [table for table in found if table.rows]
 
 
-def terminal(result: BenchmarkResult) -> str:
+def terminal(result: BenchmarkResult, parts: Sequence[Part] = ()) -> str:
     """What is printed."""
-    return "\n\n".join([_facts(result), *(table.plain() for table in tables(result)), *_failures(result)])
+    shown = [table.plain() for table in tables(result, parts)]
+    return "\n\n".join([_facts(result), *shown, *_failures(result)])
 
 
-def page_section(result: BenchmarkResult, plot: str | None) -> str:
-    """One result on a page; ``plot``: link to its picture."""
+def page_section(result: BenchmarkResult, plot: str | None, parts: Sequence[Part] = ()) -> str:
+    """One result on a page; ``plot``: link to its picture; ``parts``: measured alone."""
     settings = result.settings
     lines = [f"## {Path(result.model).stem} on {settings['device_name']}", "", _facts(result), ""]
     lines += [f"    {result.command}", ""]
     if plot is not None:
         lines += [f"![Time over the share of the map that is kept]({plot})", ""]
-    lines += ["\n\n".join(table.markdown() for table in tables(result)), ""]
+    lines += ["\n\n".join(table.markdown() for table in tables(result, parts)), ""]
     return "\n".join([*lines, *(f"{line}\n" for line in _failures(result))])
 
 
@@ -101,6 +103,20 @@ def _title(what: str, setting: Setting) -> str:
     return f"{what}: {height}×{width}, batch {batch}"
 
 
+def _targets(result: BenchmarkResult, parts: Sequence[Part]) -> Table:
+    """What is aimed at."""
+    rows = [[verdict.aim, verdict.found, verdict.word] for verdict in verdicts(result, parts)]
+    text = "Medians of this run. Where a table below has the figure for every case, the worst counts here."
+    return Table("What is aimed at", text, ["aim", "measured", ""], rows)
+
+
+def _alone(parts: Sequence[Part]) -> Table:
+    """The parts alone."""
+    rows = [[part.name, part.detail, f"{part.ms:.2f}"] for part in parts]
+    text = "Median milliseconds of single parts, measured by scripts/benchmark_parts.py."
+    return Table("Parts alone", text, ["part", "input", "ms"], rows)
+
+
 def _name(case: CaseResult) -> str:
     return f"{case.variant} {'dense twin' if case.mode == 'dense' else 'ESOD'}"
 
@@ -128,18 +144,21 @@ def _times(figures: Figures, setting: Setting) -> Table:
             _head(case),
             f"{middle:.1f} ({low:.1f}–{high:.1f})",
         ]
+        row += [f"{1e3 * case.batch / middle:.2f}", _number(figures.floor(case), "{:.1f}".format)]
         row += [f"{case.stage(name):.1f}" for name in stages]
         row += [_times_text(figures.against_plain(case) if case.mode == "esod" else None)]
         row += [_times_text(figures.against_dense(case))]
         if has_memory:
             row.append("" if case.memory is None else f"{case.memory.peak_mib - case.memory.before_mib:.0f}")
         rows.append(row)
-    header = ["", "kept", "patches", "head, positions", "total ms", *stages]
+    header = ["", "kept", "patches", "head, positions", "total ms", "images/s", "floor ms", *stages]
     header += [f"× {YARDSTICK} ESOD", f"× {YARDSTICK} dense", *(["memory MiB"] if has_memory else [])]
     text = (
         f"Milliseconds per batch, from images on the device to detections. × {YARDSTICK}: how many times as fast as "
         f"{YARDSTICK} (float32, eager, BatchNorm not folded, contiguous) ESOD at the same share, and dense. The share "
-        "behind a sparse head is that of the patches' positions which it computes."
+        "behind a sparse head is that of the patches' positions which it computes. Floor: the longer of the operations of "
+        "the network at the speed of a large matrix product, and of the bytes of its convolutions (each tensor once) at "
+        "that of a large copy, both in the same rounds; without suppression."
     )
     if has_memory:
         text += " Memory: peak above the process before its first pass, each in a process of its own."

@@ -42,9 +42,10 @@ class CaseResult:
         candidates: boxes above the confidence threshold before suppression, in the batch.
         gflops: per image and stage, of an eager pass, a multiply-accumulate counting two.
         total_ms: of each round, the batch from images on the device to detections, without waiting in between.
-        stages_ms: of each round by stage; on a CPU of the same pass as total_ms, on a GPU of one that waits for the
-            device at each stage.
+        stages_ms: of each round by stage; on a CPU of the same pass as total_ms, on a GPU of another, by the device's
+            own clock.
         memory: None when it was not measured.
+        conv_gb: 10⁹ bytes that the convolutions and matrix products of the batch read and write, each tensor once.
     """
 
     variant: str
@@ -61,6 +62,7 @@ class CaseResult:
     total_ms: list[float] = field(default_factory=list)
     stages_ms: dict[str, list[float]] = field(default_factory=dict)
     memory: Memory | None = None
+    conv_gb: float = 0.0
 
     @property
     def setting(self) -> tuple[tuple[int, ...], int]:

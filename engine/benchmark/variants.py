@@ -1,7 +1,7 @@
-"""The ways in which one network is run: precision, folding, memory order, compilation; and its dense twin.
+"""The modes in which one network is run and compared; and its dense twin.
 
-All variants begin from the same weights. The seeker of a variant computes what it computes, and then says what it is
-told to (`GivenHeatmap`), so that every variant keeps the same patches.
+All variants begin from the same weights. The seeker of a variant computes what it computes, and then another heatmap is
+taken (`GivenHeatmap`), so that every variant keeps the same patches.
 """
 
 from __future__ import annotations
@@ -13,92 +13,56 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from engine.modes import PLAIN, Mode, put_into
 from models.backbones.base import Backbone
 from models.build import build_model
-from models.esod import ESOD, NO_TIMER
-from models.slicer import Patches, whole_map
+from models.esod import DIRECTLY, ESOD, Part, PartRunner
+from models.slicer import whole_map
 from models.summary import dense_twin
 from utils.config import ModelConfig
-from utils.profile import StageTimer
 
-NAMES = ("plain", "fast", "fast-compile", "half", "half-compile")
-"""What ``--variants`` offers; half is bf16 on a CPU, fp16 and bf16 on a GPU."""
+ENDINGS = ("", "-compile", "-graph", "-compile-graph")
+NAMES = ("plain", *(f"{name}{ending}" for name in ("fast", "half") for ending in ENDINGS))
+"""What ``--variants`` offers; half is bf16 on a CPU, whether it is good at that or not, fp16 and bf16 on a GPU."""
 CALIBRATION_HW = (128, 160)
 CALIBRATION_PASSES = 4
 RECOMPILE_LIMIT = 128
 """Versions of compiled code that all parts of all variants together may have."""
 
 
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a network.
-
-    Attributes:
-        name: in tables and files.
-        dtype: of weights and activations.
-        folded: BatchNorm is folded into the convolutions.
-        channels_last: memory order of weights and images.
-        compiled: by torch.compile, part by part.
-    """
-
-    name: str
-    dtype: torch.dtype = torch.float32
-    folded: bool = True
-    channels_last: bool = True
-    compiled: bool = False
-
-
-def variants_of(names: Sequence[str], device: torch.device) -> list[Variant]:
+def variants_of(names: Sequence[str], device: torch.device) -> list[Mode]:
     """The variants behind the names of ``--variants`` on a device, in the order of `NAMES`."""
     types = {"bf16": torch.bfloat16}
     if device.type == "cuda":
         types = {"fp16": torch.float16, "bf16": torch.bfloat16}
-    offered = {
-        "plain": [Variant("plain", folded=False, channels_last=False)],
-        "fast": [Variant("fast")],
-        "fast-compile": [Variant("fast-compile", compiled=True)],
-        "half": [Variant(name, dtype) for name, dtype in types.items()],
-        "half-compile": [Variant(f"{name}-compile", dtype, compiled=True) for name, dtype in types.items()],
-    }
+    offered = {"plain": [PLAIN]}
+    for ending in ENDINGS:
+        compiled, graphs = "compile" in ending, "graph" in ending
+        offered["fast" + ending] = [Mode("fast" + ending, compiled=compiled, graphs=graphs)]
+        offered["half" + ending] = [
+            Mode(name + ending, dtype, compiled=compiled, graphs=graphs) for name, dtype in types.items()
+        ]
     return [variant for name in NAMES if name in names for variant in offered[name]]
 
 
-class GivenHeatmap(nn.Module):
-    """A seeker that runs as ever, whose result is replaced by prepared logits.
+class GivenHeatmap(PartRunner):
+    """Runs every part as another runner does, and replaces what the seeker said by prepared logits.
 
     Attributes:
+        runner: that other one.
         logits: [B, 1, H/8, W/8] on the device and in the type of the seeker's own; None: its own.
     """
 
-    def __init__(self, seeker: nn.Module) -> None:
-        super().__init__()
-        self.seeker = seeker
+    def __init__(self, runner: PartRunner = DIRECTLY) -> None:
+        self.runner = runner
         self.logits: Tensor | None = None
 
-    def forward(self, features: Tensor) -> Tensor:
-        own: Tensor = self.seeker(features)
-        return own if self.logits is None else self.logits
+    def run(self, name: str, part: Part, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.runner.run(name, part, *inputs)
+        return found if name != "seeker" or self.logits is None else (self.logits,)
 
-
-class Marked(nn.Module):
-    """A part of the network at whose beginning or end a timer splits its stage.
-
-    Attributes:
-        timer: of the pass that runs.
-    """
-
-    def __init__(self, part: nn.Module, before: str | None = None, after: str | None = None) -> None:
-        super().__init__()
-        self.part, self.before, self.after = part, before, after
-        self.timer: StageTimer = NO_TIMER
-
-    def forward(self, features: Tensor, where: Patches | Tensor | None) -> object:
-        if self.before is not None:
-            self.timer.split(self.before)
-        found: object = self.part(features, where)
-        if self.after is not None:
-            self.timer.split(self.after)
-        return found
+    def padded(self, count: int) -> int:
+        return self.runner.padded(count)
 
 
 @dataclass
@@ -108,15 +72,13 @@ class Prepared:
     Attributes:
         variant: which.
         esod, dense: on the device, in evaluation mode.
-        given: the seeker of ``esod``.
-        marks: where the stages of `Marked` are split.
+        given: what runs both.
     """
 
-    variant: Variant
+    variant: Mode
     esod: ESOD
     dense: ESOD
     given: GivenHeatmap
-    marks: list[Marked]
 
     def images(self, images: Tensor) -> Tensor:
         """Images [B,3,H,W] as this variant wants them."""
@@ -157,7 +119,7 @@ def tuple_of(maps: Tensor) -> tuple[int, int]:
     return maps.shape[2], maps.shape[3]
 
 
-def prepare(model: ESOD, variant: Variant, device: torch.device) -> Prepared:
+def prepare(model: ESOD, variant: Mode, device: torch.device) -> Prepared:
     """A copy of a network in a variant, on a device.
 
     Args:
@@ -172,38 +134,18 @@ def prepare(model: ESOD, variant: Variant, device: torch.device) -> Prepared:
         raise ValueError(
             "this model has no heatmap head, so there are no patches to measure: give an ESOD model"
         )
-    esod = deepcopy(model).eval().requires_grad_(False)
-    if variant.folded:
-        esod.fuse()
-    coder = deepcopy(esod.head.coder)
-    esod.to(variant.dtype)
-    esod.head.coder = coder  # anchors are geometry, not weights: they stay in float32
-    esod.to(device)
-    if variant.channels_last:
-        esod.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    assert esod.seeker is not None
+    esod = put_into(variant, deepcopy(model).requires_grad_(False), device)
     if variant.compiled:
-        _compile(esod)
-    given = GivenHeatmap(esod.seeker)
-    esod.seeker = given
-    marks = [Marked(esod.deep, before="gather")]
-    esod.deep = marks[0]
-    if esod.tokens is not None:
-        marks.append(Marked(esod.tokens, after="tokens"))
-        esod.tokens = marks[-1]
-    return Prepared(variant, esod, _without_seeker(esod), given, marks)
+        allow_versions()
+    return Prepared(variant, esod, _without_seeker(esod), GivenHeatmap(variant.runner()))
 
 
-def _compile(esod: ESOD) -> None:
-    """Let torch.compile make code for each part when it first runs, and again for shapes that it has not seen."""
+def allow_versions() -> None:
+    """Every case may need compiled code of its own. Above its limit torch would quietly run eagerly, under a wrong name."""
     from torch._dynamo import config
 
-    # Every case may need code of its own. Above the limit torch would quietly run eagerly, under a wrong name.
     config.recompile_limit = RECOMPILE_LIMIT
     config.fail_on_recompile_limit_hit = True
-    for part in (esod.stem, esod.seeker, esod.tokens, esod.deep, esod.neck, esod.head):
-        if part is not None:
-            part.compile()
 
 
 def _without_seeker(esod: ESOD) -> ESOD:

@@ -14,7 +14,9 @@ from engine.benchmark.counting import gflops_by_stage, traffic
 from engine.benchmark.derived import Figures, choosing, forward_ms
 from engine.benchmark.heatmaps import HeatmapError, given_logits, kept_share, wanted_patches
 from engine.benchmark.results import FORMAT, BenchmarkResult, CaseResult, MachineSpeed, StemCost
-from engine.benchmark.variants import GivenHeatmap, Variant, lively_model, prepare, variants_of
+from engine.benchmark.targets import Part, verdicts
+from engine.benchmark.variants import GivenHeatmap, lively_model, prepare, variants_of
+from engine.modes import Mode
 from models.esod import ESOD
 from models.slicer import local_maxima
 from models.summary import cost_at
@@ -59,7 +61,7 @@ def test_a_heatmap_has_objects_in_as_many_cells_as_wanted(map_hw: tuple[int, int
 def test_the_model_keeps_the_given_share(algorithm: str, batch: int) -> None:
     config = replace(TINY, slicer=SlicerConfig(algorithm=algorithm, max_patches=1))  # type: ignore[arg-type]
     plan = replace(PLAN, batches=[batch], kept=[0.0, 0.1, 0.3])
-    bench = Bench(lively_model(config, 0), [Variant("plain", folded=False)], plan, CPU)
+    bench = Bench(lively_model(config, 0), [Mode("plain", folded=False)], plan, CPU)
     for kept, patches in ((0.0, 0), (0.1, 4), (0.3, 12)):
         case = Case("plain", SIZE, batch, kept, "dense")
         with torch.inference_mode():
@@ -88,23 +90,28 @@ def test_names_of_variants() -> None:
         ("fp16-compile", torch.float16, True),
         ("bf16-compile", torch.bfloat16, True),
     ]
+    replayed = variants_of(["fast-graph", "half-graph", "half-compile-graph"], torch.device("cuda"))
+    assert [v.name for v in replayed if v.graphs and not v.counts] == [
+        "fast-graph", "fp16-graph", "bf16-graph", "fp16-compile-graph", "bf16-compile-graph",
+    ]  # fmt: skip
 
 
 def test_the_seeker_runs_and_is_overruled() -> None:
     class Doubled(nn.Module):
         calls = 0
 
-        def forward(self, features: Tensor) -> Tensor:
+        def forward(self, features: Tensor) -> tuple[Tensor]:
             self.calls += 1
-            return 2 * features
+            return (2 * features,)
 
     own = Doubled()
-    given = GivenHeatmap(own)
+    given = GivenHeatmap()
     features = torch.ones(1)
-    assert given(features).item() == 2.0
+    assert given.run("seeker", own, features)[0].item() == 2.0
     given.logits = torch.tensor([7.0])
-    assert given(features).item() == 7.0
-    assert own.calls == 2
+    assert given.run("seeker", own, features)[0].item() == 7.0
+    assert given.run("stem", own, features)[0].item() == 2.0
+    assert own.calls == 3
 
 
 def test_variants_compute_the_same(model: ESOD) -> None:
@@ -134,13 +141,13 @@ def test_variants_compute_the_same(model: ESOD) -> None:
 def test_a_model_without_heatmap_is_refused() -> None:
     config = replace(TINY, seeker=SeekerConfig(kind="none"), slicer=SlicerConfig(algorithm="none"))
     with pytest.raises(ValueError, match="no heatmap head"):
-        prepare(lively_model(config, 0), Variant("plain"), CPU)
+        prepare(lively_model(config, 0), Mode("plain"), CPU)
 
 
 def test_a_sparse_head_that_cannot_be_is_refused(model: ESOD) -> None:
     single = lively_model(replace(TINY, head=HeadConfig(kind="single")), 0)
     with pytest.raises(ConfigError, match="sparse head"):
-        Bench(single, [Variant("plain")], replace(PLAN, heads=["sparse"]), CPU)
+        Bench(single, [Mode("plain")], replace(PLAN, heads=["sparse"]), CPU)
 
 
 def test_activations_are_alive(model: ESOD) -> None:
@@ -163,7 +170,7 @@ def test_a_variant_that_does_not_compile_is_reported(model: ESOD, monkeypatch: p
     def refuse(*_: object) -> None:
         raise RuntimeError("no compiler here\nmore about it")
 
-    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", refuse))
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", refuse))
     bench = Bench(model, variants_of(["fast", "fast-compile"], CPU), PLAN, CPU)
     told: list[str] = []
     measured = measure(bench, told.append)
@@ -193,9 +200,9 @@ def test_the_threshold_lets_the_planned_number_through(model: ESOD) -> None:
 
 
 def test_operations_are_those_of_the_summary(model: ESOD) -> None:
-    ready = prepare(model, Variant("plain", folded=False), CPU)
+    ready = prepare(model, Mode("plain", folded=False), CPU)
     ready.given.logits = given_logits(TINY, 2, (32, 40), 0.2, 3, 0)
-    found = gflops_by_stage(ready.esod, torch.rand(2, 3, *SIZE))
+    found = gflops_by_stage(ready.esod, torch.rand(2, 3, *SIZE), ready.given)
     expected = cost_at(model, SIZE, 0.2).gflops
     assert found["stem"] == pytest.approx(expected["stem"])
     assert found["seeker"] == pytest.approx(expected["seeker"])
@@ -278,6 +285,43 @@ def test_figures(result: BenchmarkResult) -> None:
     assert figures.flop_limit(((64, 96), 1), "fast") is None
     assert forward_ms(esod) == 16.0
     assert choosing(esod) == (1.0, 1 / 16)
+
+
+def test_what_is_aimed_at(result: BenchmarkResult) -> None:
+    result.settings = {"device": "cpu", "fast_bf16": False}
+    parts = [
+        Part("suppression", "many", 11.0), Part("head, dense", "", 4.0), Part("head, sparse at 5%", "", 1.0),
+    ]  # fmt: skip
+    found = {verdict.aim: verdict for verdict in verdicts(result, parts)}
+    fast = found["fast (float32), 20% kept, against plain ESOD ≥ 1.2×"]
+    assert (fast.found, fast.holds, fast.word) == ("2.00×", True, "holds")
+    half = found["bf16, 20% kept, against plain dense ≥ 8×"]
+    assert (half.holds, half.word) == (None, "cannot be measured here")
+    lost = found["plain, batch 1: time behind the seeker ≤ 1.3 × its share of the operations"]
+    assert (lost.found, lost.holds) == ("1.25 at 20%", True)
+    four = found["a batch of 4 ≤ 4.0 × one image"]
+    assert (four.found, four.holds) == ("at most 3.00 × (plain, 20% kept)", True)
+    choosing = found["slicing and gathering ≤ 2 % of the network's time at any share"]
+    assert choosing.holds is False and choosing.found.startswith("at most 6.2% (0.50 ms; fast")
+    assert found["suppression (many) ≤ 10 ms"].word == "does not hold"
+    assert found["sparse head with 5 % of the positions ≤ 0.5 × the dense one"].found == "0.25 ×"
+
+
+def test_aims_on_a_gpu(result: BenchmarkResult) -> None:
+    result.settings, result.model = {"device": "cuda", "fast_bf16": None}, "yolov5m.yaml"
+    for one in result.cases:
+        one.input_hw = [864, 1536]
+    speed, ratio = [v for v in verdicts(result) if "images/s" in v.aim or "against" in v.aim]
+    assert speed.found == "118 (fast)" and speed.holds is False
+    assert ratio.found == "2.00×" and ratio.holds is False
+
+
+def test_the_floor_of_a_pass(result: BenchmarkResult) -> None:
+    figures, case = Figures(result), replace(result.cases[1], conv_gb=0.005)
+    assert figures.floor(case) == pytest.approx(3.5), "3.5 GFLOPs at 1000 GFLOP/s"
+    assert figures.floor(replace(case, conv_gb=0.1)) == pytest.approx(10.0)
+    result.machine.clear()
+    assert figures.floor(case) is None
 
 
 def test_the_floor_of_the_stem(result: BenchmarkResult) -> None:

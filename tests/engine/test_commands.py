@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from engine.inference import compile_parts, load_model
+from engine.inference import load_model
+from engine.modes import compile_parts
 from tests.conftest import RunCommand
 from utils.cli import add_model_arguments, model_overrides
 

@@ -90,7 +90,9 @@ def test_every_image_has_a_cost_of_its_own(tmp_path: Path) -> None:
     assert result.gmacs is not None and result.gmacs.most == max(flops) / 2
     assert result.dense is not None and result.dense.gflops_2mac > 0
     assert result.dense.difference is not None and abs(result.dense.difference) < 0.05
-    assert list(result.stages_ms) == ["load", "preprocess", "stem", "seeker", "slicer", "deep", "head", "nms"]
+    assert list(result.stages_ms) == [
+        "load", "preprocess", "stem", "seeker", "slicer", "gather", "deep", "head", "nms",
+    ]  # fmt: skip
     assert [batch.batch_size for batch in result.throughput.batches] == [1, 2]
     assert (
         result.latency_ms.least <= result.latency_ms.median <= result.latency_ms.p95 <= result.latency_ms.most

@@ -147,7 +147,7 @@ def test_tables_are_printed(folder: Path) -> None:
     text = (folder / "out.txt").read_text(encoding="utf-8")
     for title in (
         "Time: 256×320, batch 2", "Operations: 256×320, batch 1", "Lost between operations and time",
-        "Slicing and gathering", "Sparse head", "Batches", "The stem's floor",
+        "Slicing and gathering", "Sparse head", "Batches", "The stem's floor", "What is aimed at",
     ):  # fmt: skip
         assert title in text
     assert re.search(r"^plain ESOD +20\.0% +8 +sparse, \d", text, re.MULTILINE)
@@ -288,7 +288,9 @@ def test_positions_have_the_wanted_share() -> None:
 
 def gpu_script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {
-        key: value for key, value in os.environ.items() if key not in ("KEPT", "VARIANTS", "ROUNDS")
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("KEPT", "VARIANTS", "ROUNDS", "MODELS", "BATCHES")
     }
     return subprocess.run(
         ["bash", str(ROOT / GPU), *arguments],
@@ -312,9 +314,24 @@ def test_every_command_for_a_gpu_is_understood() -> None:
     )
     assert all((ROOT / args.cfg).is_file() for args in parsed[:4])
     assert parsed[4].from_json == [args.json for args in parsed[:3]]
+    assert parsed[4].parts == [parsed[3].json]
+    assert {"fast-graph", "half-graph", "half-compile-graph"} <= set(parsed[0].variants)
     assert len({args.json for args in parsed[:4]}) == 4 and parsed[0].json.parent.name == "some where"
     for args in parsed[:3]:
         load(SCRIPT).check_options(args)
+
+
+@pytest.mark.slow
+def test_the_script_for_a_gpu_runs_whole_on_a_cpu(tiny_yaml: Path, tmp_path: Path) -> None:
+    done = gpu_script(
+        DRY_RUN="0", DEVICE="cpu", MODELS=f"{tiny_yaml}:256x320", BATCHES="1 2", KEPT="0.2", VARIANTS="plain fast",
+        ROUNDS="1", RESULTS=str(tmp_path), PAGE=str(tmp_path / "page.md"), PYTHON=sys.executable,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.md").read_text(encoding="utf-8")
+    for words in ("What is aimed at", "images/s", "floor ms", "Parts alone", "benchmark_gpu.png"):
+        assert words in page
+    assert (tmp_path / "benchmark_gpu.png").is_file()
 
 
 def test_gpu_script_refuses_arguments_and_machines_without_gpu() -> None:

@@ -199,22 +199,44 @@ def test_peak_memory_of_the_process_is_in_bytes() -> None:
     assert block.nbytes < peak < 2**42
 
 
-def test_a_stage_split_inside(clock: Clock) -> None:
-    timer = StageTimer()
-    for _ in range(2):
-        with timer.frame():
-            with timer.stage("outer"):
-                clock.now += 0.003
-                timer.split("first")
-                clock.now += 0.002
-                timer.split("second")
-                clock.now += 0.001
-            with timer.stage("plain"):
-                clock.now += 0.004
-    assert {
-        name: pytest.approx([ms] * 2)
-        for name, ms in (("outer", 1), ("first", 3), ("second", 2), ("plain", 4))
-    } == (timer.stage_ms)
-    with pytest.raises(RuntimeError, match="no stage is running"):
-        timer.split("outside")
-    StageTimer(enabled=False).split("outside")
+class FakeEvent(torch.cuda.Event):
+    """A CUDA event that notes the clock of the test as the device's."""
+
+    def __new__(cls, *_: object, **__: object) -> FakeEvent:
+        return object.__new__(cls)
+
+    def record(self, stream: object = None) -> None:
+        self.at = time.perf_counter()
+
+    def elapsed_time(self, end_event: FakeEvent) -> float:  # type: ignore[override]
+        assert end_event.waited_for, "read before the device got there"
+        return (end_event.at - self.at) * 1e3
+
+    waited_for = False
+
+    def synchronize(self) -> None:
+        self.waited_for = True
+
+
+def test_without_waiting_the_device_notes_the_times(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    """No stage waits; reading does."""
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("waited for the device")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", forbidden)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    timer = StageTimer("cuda:0", warmup=1, waiting=False)
+    for _ in range(3):
+        with timer.frame(images=2):
+            for milliseconds in (3, 4):
+                with timer.stage("stem"):
+                    clock.now += milliseconds / 1e3
+            clock.now += 0.001
+    assert timer.stage_ms == {"stem": pytest.approx([7, 7])}
+    assert timer.frame_ms == pytest.approx([8, 8])
+    with timer.frame(images=2):
+        clock.now += 0.004
+    summary = timer.summary()
+    assert summary.images == 6 and summary.fps == pytest.approx(6 / 0.020)
