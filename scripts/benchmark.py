@@ -146,6 +146,9 @@ def add_run_options(parser: Parser) -> None:
     parser.add_argument(
         "--warmup", type=non_negative_int, default=2, metavar="N", help="rounds before, not counted"
     )
+    parser.add_argument(
+        "--seconds", type=positive_int, metavar="N", help="begin no further round after so many seconds"
+    )
     parser.add_argument("--peaks", type=positive_int, default=3, metavar="N", help="objects per kept patch")
     parser.add_argument(
         "--candidates",
@@ -223,7 +226,7 @@ def run(args: argparse.Namespace, words: Sequence[str]) -> BenchmarkResult:
             "fast_bf16": has_fast_bf16() if device.type == "cpu" else None,
             "tf32_matmul": torch.backends.cuda.matmul.allow_tf32 if device.type == "cuda" else None,
             "tf32_convolutions": torch.backends.cudnn.allow_tf32 if device.type == "cuda" else None,
-            "rounds": plan.rounds,
+            "rounds": max((len(case.total_ms) for case in measured.cases), default=0),
             "warmup": plan.warmup,
             "peaks_per_patch": plan.peaks,
             "candidates_per_image": plan.candidates,
@@ -249,7 +252,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
     sizes = [size if isinstance(size, tuple) else (size, size) for size in args.img_size]
     return Plan(
         list(dict.fromkeys(sizes)), list(dict.fromkeys(args.batch_sizes)), list(dict.fromkeys(args.kept)),
-        list(dict.fromkeys(args.heads)), args.rounds, args.warmup, args.candidates, args.peaks, args.seed,
+        list(dict.fromkeys(args.heads)), args.rounds, args.warmup, args.candidates, args.peaks, args.seed, args.seconds,
     )  # fmt: skip
 
 

@@ -46,6 +46,7 @@ class Plan:
         candidates: boxes per image that reach the suppression, where there are so many; decides the threshold.
         peaks: objects per kept patch.
         seed: of images, heatmaps and the order of the cases.
+        seconds: no round begins later than this after the measuring began; None: all are run.
     """
 
     sizes: list[tuple[int, int]]
@@ -57,6 +58,7 @@ class Plan:
     candidates: int
     peaks: int
     seed: int
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -243,7 +245,7 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
         bench: the variants.
         tell: is given lines of progress.
     """
-    plan = bench.plan
+    plan, started = bench.plan, time.perf_counter()
     described: dict[Case, CaseResult] = {}
     for case in cases_of(plan, list(bench.prepared)):
         if any(failure.variant == case.variant for failure in bench.failures):
@@ -265,6 +267,8 @@ def measure(bench: Bench, tell: Callable[[str], object]) -> Measured:
     for number in range(plan.warmup + plan.rounds):
         counted = number >= plan.warmup
         began = time.perf_counter()
+        if number > plan.warmup and plan.seconds is not None and began - started > plan.seconds:
+            break
         shuffled = list(described)
         # In a fixed order every case would always come behind the same other one, and find its caches.
         order.shuffle(shuffled)

@@ -182,6 +182,12 @@ def test_a_variant_that_does_not_compile_is_reported(model: ESOD, monkeypatch: p
     assert [len(case.total_ms) for case in measured.cases] == [2, 2]
 
 
+def test_no_round_begins_when_the_time_is_up(model: ESOD) -> None:
+    plan = replace(PLAN, rounds=50, kept=[0.0], seconds=0.0)
+    measured = measure(Bench(model, variants_of(["fast"], CPU), plan, CPU), lambda line: None)
+    assert {len(case.total_ms) for case in measured.cases} == {1}, "one is run in any case"
+
+
 def test_an_error_of_an_eager_variant_is_not_hidden(model: ESOD, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(model, variants_of(["fast"], CPU), PLAN, CPU)
     monkeypatch.setattr(bench, "forward", lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))
