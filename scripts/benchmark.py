@@ -55,8 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         results = [run(args, words)]
     parts = parts_for(results, args.parts)
-    pairs = list(zip(results, parts, strict=True))
-    print("\n\n".join(terminal(result, alone) for result, alone in pairs))
+    print("\n\n".join(terminal(result, alone) for result, alone in zip(results, parts, strict=True)))
     if args.json is not None:
         results[0].write(args.json)
     plots = [plot_path(args, number) for number in range(len(results))]
@@ -65,7 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plot_benchmark(result, plot)
     if args.page is not None:
         links = [None if plot is None else os.path.relpath(plot, args.page.parent) for plot in plots]
-        sections = [page_section(*pair, alone) for *pair, alone in zip(results, links, parts, strict=True)]
+        sections = [
+            page_section(result, link, alone)
+            for result, link, alone in zip(results, links, parts, strict=True)
+        ]
         update_page(args.page, "\n".join(sections), MARKERS, NEW_PAGE)
 
 

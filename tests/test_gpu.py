@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from engine.inference import Detector
+from engine.graphs import GraphRunner
+from engine.inference import Detector, load_model
 from engine.measure import measure
 from engine.throughput import measure_throughput
 from models.build import build_model
@@ -17,9 +20,11 @@ from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.training_patches import training_selector
 from utils.boxes import Letterbox
+from utils.checkpoint import save_checkpoint
 from utils.config import HeadConfig, HypConfig, ModelConfig, SlicerConfig
 from utils.data import Batch, ImageMeta
 from utils.optim import ModelEMA, build_optimizer
+from utils.typed_data import config_to_dict
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,8 +85,6 @@ def test_half_precision(slicer: str, sparse: bool, dtype: torch.dtype) -> None:
 @torch.inference_mode()
 def test_one_wait_for_the_device_per_forward() -> None:
     """After the first pass, a grid forward with a sparse head synchronises once."""
-    import warnings
-
     model = build("grid", sparse=True).cuda()
     images = torch.rand(1, 3, 256, 320, device="cuda")
     model(images)
@@ -150,3 +153,54 @@ def test_cost_and_the_search_for_the_largest_batch(monkeypatch: pytest.MonkeyPat
     found = measure_throughput(greedy, images, torch.device("cuda", 0), 1)
     assert found.batches[-1].batch_size == 2 and "does not fit" in found.limit
     assert torch.cuda.memory_allocated() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("slicer", "sparse"), MODES)
+@torch.inference_mode()
+def test_graphs_give_what_the_network_gives(slicer: str, sparse: bool, dtype: torch.dtype) -> None:
+    """Over images with other numbers of patches, sizes in turn, and with results that are looked at late."""
+    model = build(slicer, sparse).fuse().to("cuda", dtype)
+    runner = GraphRunner()
+    held = []
+    for number in range(6):
+        size = (256, 320) if number % 2 else (320, 256)
+        images = torch.rand(1, 3, *size, device="cuda", dtype=dtype) * (0.5 + number / 10)
+        held.append((model(images, runner=runner), model(images)))
+    assert len(runner) >= 4
+    for found, expected in held:
+        assert torch.equal(found.patches.xyxy_cell, expected.patches.xyxy_cell)
+        for a, b in zip(found.levels, expected.levels, strict=True):
+            torch.testing.assert_close(a.raw, b.raw, atol=2e-2, rtol=2e-2)
+
+
+def test_graphs_from_a_weights_file_to_detections(tmp_path: Path) -> None:
+    model = build()
+    path = tmp_path / "w.pt"
+    content = {"config": config_to_dict(model.config), "model": model.state_dict(), "names": ["a", "b", "c"]}
+    save_checkpoint(path, content)
+    image = np.random.default_rng(0).integers(0, 255, (250, 300, 3), dtype=np.uint8)
+    eager, graphs = load_model(path, "0"), load_model(path, "0", graphs=True)
+    for _ in range(3):
+        (expected,), (found,) = eager.predict([image], 320, 0.0), graphs.predict([image], 320, 0.0)
+        assert len(found.detections) == len(expected.detections) > 0
+        torch.testing.assert_close(found.detections.score, expected.detections.score, atol=1e-2, rtol=1e-2)
+
+
+def test_an_image_waits_for_the_device_twice() -> None:
+    """Once for the number of patches, once for the results; stages are timed without."""
+    detector = Detector(build().fuse(), ["a", "b", "c"], torch.device("cuda", 0), GraphRunner())
+    image = np.random.default_rng(0).integers(0, 255, (256, 320, 3), dtype=np.uint8)
+    inputs, config = [detector.prepare(image, 320)], PostprocessConfig(0.3)
+    for _ in range(3):
+        detector.detect(inputs, config)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            (prediction,) = detector.detect(inputs, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [w for w in caught if "synchroniz" in str(w.message)]
+    assert len(waits) <= 2, [str(w.message) for w in waits]
+    assert prediction.times_ms["deep"] > 0
