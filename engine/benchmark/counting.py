@@ -92,7 +92,8 @@ class _ByteCounter(TorchDispatchMode):
 
 def moved_by_convolutions(function: Callable[[], object]) -> float:
     """10⁹ bytes that the convolutions and matrix products of a function read and write, each tensor once."""
-    with torch.no_grad(), _ByteCounter() as counter:
+    counter = _ByteCounter()
+    with torch.no_grad(), counter:
         function()
     return counter.conv / 1e9
 
