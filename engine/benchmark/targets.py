@@ -87,12 +87,12 @@ def _cpu(figures: Figures, setting: Setting) -> Iterable[Verdict]:
     place = f"{AIMED_SHARE:.0%} kept, against {YARDSTICK} ESOD"
     for variant, least in (("fast", 1.2), ("fast-compile", 1.35)):
         if (case := _aimed(figures, setting, variant)) is not None:
-            yield _ratio(f"{variant} (float32), {place},", least, figures.against_plain(case))
+            yield _ratio(f"{variant} (float32), {place}", least, figures.against_plain(case))
     case = _aimed(figures, setting, "bf16")
     hardware = bool(figures.result.settings["fast_bf16"])
     ratios = (None, None) if case is None else (figures.against_plain(case), figures.against_dense(case))
     against = f"{AIMED_SHARE:.0%} kept, against {YARDSTICK} dense"
-    for aim, least, ratio in ((f"bf16, {place},", 3.5, ratios[0]), (f"bf16, {against},", 8.0, ratios[1])):
+    for aim, least, ratio in ((f"bf16, {place}", 3.5, ratios[0]), (f"bf16, {against}", 8.0, ratios[1])):
         verdict = _ratio(aim, least, ratio)
         yield (
             verdict
