@@ -90,9 +90,7 @@ class Detector(Predictor):
                 found = suppress_all(decoded, letterboxes, config)
         times = {name: stage.mean_ms / len(inputs) for name, stage in timer.summary().stages.items()}
         return [
-            Prediction(
-                detections, seen.heatmap(i), seen.patches_orig(i, box), box, dict(times), self.names
-            )
+            Prediction(detections, seen.heatmap(i), seen.patches_orig(i, box), box, dict(times), self.names)
             for i, (detections, box) in enumerate(zip(found, letterboxes, strict=True))
         ]
 

@@ -30,6 +30,7 @@ from utils.profile import count_parameters
 from utils.typed_data import ConfigError, load_config
 
 SCRIPT, PARTS, GPU = "scripts/benchmark.py", "scripts/benchmark_parts.py", "scripts/benchmark_gpu.sh"
+CPU = "scripts/benchmark_cpu.sh"
 KEPT = (0.0, 0.2, 1.0)
 STEPS = ["stem", "seeker", "slicer", "gather", "deep", "head", "nms"]
 
@@ -281,6 +282,28 @@ def test_positions_have_the_wanted_share() -> None:
     assert len(found.wanted) == 60 and found.around is not None and len(found.around) > 60
     assert len(found.wanted.unique(dim=0)) == 60
     assert (found.wanted.amax(dim=0) <= torch.tensor([2, 7, 9])).all()
+
+
+# --- the prepared run on a CPU ---------------------------------------------------------------------
+
+
+def test_every_command_for_a_cpu_is_understood() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / CPU)], env={**os.environ, "DRY_RUN": "1", "PYTHON": "python", "LIMIT": "7"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    commands = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [command[1] for command in commands] == [SCRIPT] * 3 + [PARTS, "scripts/int8_speed.py", SCRIPT]
+    parsed = [load(command[1]).build_parser().parse_args(command[2:]) for command in commands]
+    assert all(args.seconds == 7 and args.threads == 2 for args in parsed[:3])
+    assert parsed[0].variants == ["plain", "fast", "fast-compile"] and parsed[1].batch_sizes == [1, 4]
+    assert parsed[5].from_json == [args.json for args in parsed[:3]] and parsed[5].parts == [parsed[3].json]
+    unknown = subprocess.run(
+        ["bash", str(ROOT / CPU)], env={**os.environ, "DRY_RUN": "1", "STEPS": "shares all"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert unknown.returncode == 2 and "unknown step all" in unknown.stderr
 
 
 # --- the prepared run on a GPU -------------------------------------------------------------------
