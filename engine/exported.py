@@ -18,7 +18,7 @@ from deploy.slicing import PatchTable, SliceRule, cut_patches
 from models.build import build_coder
 from models.coders import BoxCoder, LevelBoxes
 from models.decode import PostprocessConfig
-from models.esod import DIRECTLY, NO_TIMER, ESODOutput, Network, PatchSelector, PartRunner
+from models.esod import DIRECTLY, NO_TIMER, ESODOutput, Network, PartRunner, PatchSelector
 from models.levels import STRIDES, LevelOutput, all_positions
 from models.slicer import Patches, patch_size, whole_map
 from utils.config import ModelConfig, ModelOverrides
