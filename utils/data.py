@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from utils.boxes import Letterbox, letterbox_shape, tuple_hw
 from utils.config import HypConfig
 from utils.heatmap import FloatArray, heatmap_path, load_heatmap, render_heatmap, warp_heatmap
+from utils.images import ByteImage
 from utils.labels import DataError, LabelReport, check_labels, load_labels
 from utils.logger import get_logger
 from utils.pixel_store import CacheMode, PixelStore
@@ -239,7 +240,8 @@ class DetectionDataset(Dataset[Sample]):
             key = SampleKey(self.epoch, int(key))
         hw = key.input_hw or self._fixed_hw[key.index]
         if self._policy is None:
-            return self._sample(self._letterboxed(key.index, hw), [key.index], hw)
+            picture = self._letterboxed(key.index, hw)
+            return self._sample(picture, channels_first(picture.image), [key.index], hw)
         rng = np.random.default_rng([self._seed, key.epoch, _SAMPLE, key.index, key.draw])
         used = self._choose(self._policy, key.index, rng)
         picture = self._augmented(self._policy, used, hw, rng)
@@ -247,7 +249,7 @@ class DetectionDataset(Dataset[Sample]):
             others = self._choose(self._policy, int(rng.integers(len(self))), rng)
             picture = blend(picture, self._augmented(self._policy, others, hw, rng), rng)
             used = used + others
-        return self._sample(picture, used, hw)
+        return self._sample(picture, self._policy.colour(picture.image, rng), used, hw)
 
     def rect_batches(self, epoch: int | None) -> list[RectBatch]:
         """Batches of similar shape: shuffled for an epoch, or with None the fixed ones of evaluation."""
@@ -318,12 +320,15 @@ class DetectionDataset(Dataset[Sample]):
             heatmap = warp_heatmap(source.heatmap(), matrix[:2], hw)
         return Picture(letterbox_image(image, letterbox, image_scale), xyxy, source.labels, heatmap)
 
-    def _sample(self, picture: Picture, used: Sequence[int], hw: tuple[int, int]) -> Sample:
+    def _sample(
+        self, picture: Picture, planes: ByteImage, used: Sequence[int], hw: tuple[int, int]
+    ) -> Sample:
+        """A picture, whose final pixels are the planes [3, H, W], as tensors."""
         index = used[0]
         letterbox = Letterbox.fit(tuple_hw(self.image_hw[index].tolist()), hw)
         boxes = to_centres(picture.xyxy) / np.array([hw[1], hw[0], hw[1], hw[0]], dtype=np.float32)
         return Sample(
-            torch.from_numpy(channels_first(picture.image)),
+            torch.from_numpy(planes),
             torch.from_numpy(boxes.astype(np.float32)),
             torch.from_numpy(picture.labels),
             torch.from_numpy(picture.heatmap)[None],

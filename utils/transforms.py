@@ -20,7 +20,7 @@ from utils.boxes import Letterbox
 from utils.config import HypConfig
 from utils.heatmap import FloatArray, HeatmapFile, render_heatmap, warp_heatmap
 from utils.images import ByteImage
-from utils.warp import Matrix, Reader, draw, scaling, transform_boxes, translation
+from utils.warp import Matrix, Reader, channels_first, draw, scaling, transform_boxes, translation
 
 IntArray = npt.NDArray[np.int64]
 BACKGROUND = 114
@@ -34,10 +34,13 @@ MIXUP_BETA = 8.0
 MOSAIC_MARGIN = 0.25
 """The joint of a mosaic keeps this share of the canvas away from its borders."""
 
+STRIP_ROWS = 64
+"""Rows of an image whose colours are changed at once."""
+LARGEST_HUE = 179
+"""Of OpenCV's 8-bit HSV."""
+
 Geometry = Callable[[tuple[int, int], np.random.Generator], Matrix]
 """A random map from canvas to canvas: (height, width) of the canvas, random numbers → matrix."""
-Colour = Callable[[ByteImage, np.random.Generator], ByteImage]
-"""A random change of an RGB image's values."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,23 +165,44 @@ class HsvJitter:
     value: float
 
     def __call__(self, image: ByteImage, rng: np.random.Generator) -> ByteImage:
+        """An RGB image [H, W, 3] with other colours, as planes [3, H, W]; the image is left alone.
+
+        A strip of rows goes through all steps before the next one: it stays in the processor's cache, and
+        no other array of the image's size is made.
+        """
         factors = 1 + rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
         if not (self.hue or self.saturation or self.value):
-            return image
-        steps = np.arange(256, dtype=np.float64)[:, None] * factors
-        table = np.clip(steps, 0, 255)
-        table[:, 0] = steps[:, 0] % 180  # OpenCV's 8-bit hue is in steps of two degrees
-        hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), table.astype(np.uint8)[None])
-        return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), dtype=np.uint8)
+            return channels_first(image)
+        planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
+        for top in range(0, len(image), STRIP_ROWS):
+            strip = _scale_hsv(cv2.cvtColor(image[top : top + STRIP_ROWS], cv2.COLOR_RGB2HSV), factors)
+            strip = cv2.cvtColor(strip, cv2.COLOR_HSV2RGB, dst=strip)
+            channels_first(np.asarray(strip, dtype=np.uint8), planes[:, top : top + STRIP_ROWS])
+        return planes
+
+
+def _scale_hsv(hsv: npt.NDArray[Any], factors: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
+    """Channels of an 8-bit HSV image multiplied by factors, in place where that is possible.
+
+    Hue is in steps of two degrees, and OpenCV takes what is beyond 180 for what it is once round; only where
+    it would not fit into 8 bits a table, several times slower, has to go round before.
+    """
+    if factors[0] * LARGEST_HUE < 255:
+        return cv2.transform(hsv, np.diag(factors), dst=hsv)
+    steps = np.arange(256, dtype=np.float64)[:, None] * factors
+    table = np.clip(steps, 0, 255)
+    table[:, 0] = steps[:, 0] % 180
+    return cv2.LUT(hsv, table.astype(np.uint8)[None])
 
 
 # -------------------------------------------------------------------------------------------- policy
 
 
 class TrainPolicy:
-    """What happens at random to a training image, in order: geometry by one matrix, then colour.
+    """What happens at random to a training image: geometry by one matrix, and colour.
 
-    The probabilities of mosaic and mixup are for whoever picks the sources.
+    The probabilities of mosaic and mixup are for whoever picks the sources. Colour comes last, when pictures
+    have been blended, and leaves the image as planes.
     """
 
     def __init__(self, hyp: HypConfig) -> None:
@@ -188,13 +212,13 @@ class TrainPolicy:
             RandomAffine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear),
             RandomFlip(hyp.fliplr, hyp.flipud),
         ]
-        self.colour: list[Colour] = [HsvJitter(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)]
+        self.colour = HsvJitter(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
         self.tau = hyp.heatmap_tau
 
     def __call__(
         self, sources: Sequence[Source], canvas_hw: tuple[int, int], rng: np.random.Generator
     ) -> Picture:
-        """One source letterboxed, or four as a mosaic, then varied."""
+        """One source letterboxed, or four as a mosaic, moved at random; colours as they are."""
         if len(sources) == 1:
             placed = [letterbox_matrix(Letterbox.fit(sources[0].hw, canvas_hw))]
         else:
@@ -202,11 +226,7 @@ class TrainPolicy:
         for geometry in self.geometry:
             matrix = geometry(canvas_hw, rng)
             placed = [matrix @ place for place in placed]
-        placed = _on_whole_pixels(placed)
-        picture = compose(sources, placed, canvas_hw, self.tau)
-        for colour in self.colour:
-            picture.image = colour(picture.image, rng)
-        return picture
+        return compose(sources, _on_whole_pixels(placed), canvas_hw, self.tau)
 
 
 def compose(
@@ -242,10 +262,14 @@ def _on_whole_pixels(matrices: list[Matrix]) -> list[Matrix]:
 
 
 def blend(first: Picture, second: Picture, rng: np.random.Generator) -> Picture:
-    """Mixup: two pictures of one size averaged with a random weight; all boxes, the maximum of the heatmaps."""
+    """Mixup: two pictures of one size averaged with a random weight; all boxes, the maximum of the heatmaps.
+
+    The first one's pixels are overwritten.
+    """
     share = float(rng.beta(MIXUP_BETA, MIXUP_BETA))
+    mixed = cv2.addWeighted(first.image, share, second.image, 1 - share, 0, dst=first.image)
     return Picture(
-        np.asarray(cv2.addWeighted(first.image, share, second.image, 1 - share, 0), dtype=np.uint8),
+        np.asarray(mixed, dtype=np.uint8),
         np.concatenate([first.xyxy, second.xyxy]),
         np.concatenate([first.labels, second.labels]),
         np.maximum(first.heatmap, second.heatmap),

@@ -16,6 +16,7 @@ from utils.config import HypConfig
 from utils.heatmap import HeatmapFile, block_maximum, render_heatmap, to_bytes
 from utils.transforms import (
     BACKGROUND,
+    STRIP_ROWS,
     HsvJitter,
     Picture,
     RandomAffine,
@@ -208,27 +209,45 @@ def test_flips() -> None:
 
 def test_colour_off_is_the_same_image() -> None:
     image = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-    assert HsvJitter(0, 0, 0)(image, np.random.default_rng(0)) is image
+    planes = HsvJitter(0, 0, 0)(image, np.random.default_rng(0))
+    assert np.array_equal(planes, image.transpose(2, 0, 1))
 
 
 def test_colour_jitter_by_channel() -> None:
     image = np.full((4, 4, 3), (200, 100, 50), np.uint8)
     for seed in range(10):
-        brighter = HsvJitter(0, 0, 0.4)(image, np.random.default_rng(seed))[0, 0].astype(float)
+        brighter = HsvJitter(0, 0, 0.4)(image, np.random.default_rng(seed))[:, 0, 0].astype(float)
         factor = 1 + np.random.default_rng(seed).uniform(-1, 1, 3)[2] * 0.4
         assert np.allclose(brighter, np.minimum(255, 200 * factor) * np.array([1, 0.5, 0.25]), atol=4)
-        paler = HsvJitter(0, 0.7, 0)(image, np.random.default_rng(seed))[0, 0]
+        paler = HsvJitter(0, 0.7, 0)(image, np.random.default_rng(seed))[:, 0, 0]
         assert paler[0] == 200  # the largest channel is the value, which stays
     assert np.array_equal(image[0, 0], (200, 100, 50))  # the input is left alone
 
 
-def test_hue_goes_round() -> None:
+def hue_of(planes: Array) -> int:
+    """OpenCV's hue of the first pixel of planes [3, H, W]."""
+    pixel = np.ascontiguousarray(planes[:, :1, :1].transpose(1, 2, 0))
+    return int(cv2.cvtColor(pixel, cv2.COLOR_RGB2HSV)[0, 0, 0])
+
+
+@pytest.mark.parametrize("gain", [0.1, 0.9], ids=["fits into 8 bits", "does not"])
+def test_hue_goes_round(gain: float) -> None:
     magenta = np.full((2, 2, 3), (255, 0, 40), np.uint8)  # hue 351°: a larger one is red again, not cut off
-    hues = [
-        cv2.cvtColor(HsvJitter(0.1, 0, 0)(magenta, np.random.default_rng(s)), cv2.COLOR_RGB2HSV)[0, 0, 0]
-        for s in range(20)
-    ]
-    assert min(hues) < 15 and max(hues) > 160 and all(hue < 180 for hue in hues)
+    original = hue_of(magenta.transpose(2, 0, 1))
+    for seed in range(40):
+        factor = 1 + np.random.default_rng(seed).uniform(-1, 1, 3)[0] * gain
+        found = hue_of(HsvJitter(gain, 0, 0)(magenta, np.random.default_rng(seed)))
+        off = abs(found - original * factor % 180)
+        assert min(off, 180 - off) <= 2, f"factor {factor}"
+
+
+def test_colour_does_not_depend_on_the_strips() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (STRIP_ROWS * 2 + 3, 20, 3), dtype=np.uint8)
+    jitter = HsvJitter(0.1, 0.5, 0.5)
+    whole = jitter(image, np.random.default_rng(1))
+    assert whole.shape == (3, STRIP_ROWS * 2 + 3, 20)
+    last = jitter(image[-5:], np.random.default_rng(1))
+    assert np.array_equal(whole[:, -5:], last)
 
 
 def test_blending() -> None:
