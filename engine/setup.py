@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,13 +14,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from engine.batch_size import FIND_BATCH, find_batch_size
 from engine.loaders import TrainingData, build_data, class_counts, draw_weights, mosaic_of_batch
 from models.build import build_model
 from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
 from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
-from utils.checkpoint import MatchReport
+from utils.checkpoint import MatchReport, sha256_of
 from utils.config import (
     Anchors,
     DatasetConfig,
@@ -123,6 +125,7 @@ def build_run(
     device: torch.device,
     weights: Path | None = None,
     resume: Mapping[str, Any] | None = None,
+    model_config: ModelConfig | None = None,
 ) -> TrainingRun:
     """Build all parts of a run: a new one, or with ``resume`` (see `engine.state`) one to go on with.
 
@@ -132,11 +135,12 @@ def build_run(
         dist: this process among the others; device: its own.
         weights: initial weights, None: from scratch. Ignored when resuming.
         resume: the checkpoint of the run to go on with.
+        model_config: the network, when it is known to the last anchor (a run that is repeated).
 
     Raises:
         ConfigError, CheckpointError, DataError: with what to do about it.
     """
-    set_seed(config.seed, device)
+    set_seed(config.seed, device, config.deterministic)
     dataset = load_config(DatasetConfig, config.data)
     if config.single_cls:
         dataset = replace(dataset, nc=1, names=["object"])
@@ -144,23 +148,31 @@ def build_run(
     options = RunOptions(config, hyp, overrides, dataset, folder, dist, device)
     if resume is not None:
         model_config = config_from_dict(ModelConfig, resume["config"])
-    else:
-        model_config = resolve_model(config, dataset, overrides, initial)
+    known = model_config is not None
+    model_config = model_config or resolve_model(config, dataset, overrides, initial)
+    if config.batch_size == FIND_BATCH:
+        found = find_batch_size(
+            model_config, config, hyp, device, choose_amp(config.amp, device), dist.world_size
+        )
+        config = replace(config, batch_size=found)
+        options = replace(options, config=config)
     data = build_data(config, hyp, dataset, dist, device)
-    if resume is None and model_config.uses_anchors:
+    if not known and model_config.uses_anchors:
         sizes, automatic = data.images.sizes_px(), not config.noautoanchor
         anchors = check_anchors(model_config.anchors, sizes, hyp, automatic)
         model_config = replace(model_config, anchors=anchors)
     model = build_model(model_config)
     provenance: dict[str, Any] = {
         "environment": environment_report(),
+        "processes": dist.world_size,
         "data": dataset_fingerprint(data.images.images),
     }
-    if initial is not None:
+    if initial is not None and weights is not None:
         report = initialise(model, initial)
         get_logger().info(f"initial weights {weights}: {report.summary()}")
         check_size(config.cfg, initial.state_dict, report)
-        provenance["initial_weights"] = {**initial.provenance, "file": str(weights)}
+        known_by = {"file": str(weights), "file_sha256": sha256_of(weights)}
+        provenance["initial_weights"] = {**initial.provenance, **known_by}
     return _assemble(options, data, model, provenance, resume)
 
 
@@ -180,6 +192,7 @@ def _assemble(
                 "--sync-bn needs GPUs (PyTorch shares BatchNorm's statistics there only): leave it out"
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model.recompute = config.checkpoint_activations
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(model, config.freeze, uncounted=("seeker",))
     if frozen:
@@ -210,12 +223,21 @@ def _assemble(
     )
 
 
-def set_seed(seed: int, device: torch.device) -> None:
-    """Seed torch's generators; on a CPU also ask for deterministic algorithms, which cost little there."""
+def set_seed(seed: int, device: torch.device, deterministic: bool = False) -> None:
+    """Seed torch's generators, and ask for algorithms that give the same bits every time.
+
+    On a CPU always, where they cost little; on CUDA with ``deterministic`` (--deterministic). An operation that has
+    no such algorithm says so in a warning and runs all the same.
+    """
     torch.manual_seed(seed)
-    if device.type == "cpu":
+    if device.type == "cpu" or deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if device.type == "cuda" and deterministic:
+        # cuBLAS reads it when it is first used; without it matrix products may differ from run to run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
 
 
 def save_options(run: TrainingRun) -> None:

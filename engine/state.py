@@ -21,7 +21,7 @@ from utils.checkpoint import (
     strip_checkpoint,
 )
 from utils.logger import get_logger
-from utils.optim import load_optimizer_state
+from utils.optim import EarlyStopping, load_optimizer_state
 from utils.typed_data import config_to_dict
 
 RESUME_KEYS = (
@@ -71,6 +71,20 @@ def read_resumable(path: Path) -> dict[str, Any]:
             f"To train on, start a new run: --weights {path}"
         )
     return data
+
+
+def is_finished(path: Path) -> bool:
+    """Whether a ``last.pt`` was written after the last epoch of its run.
+
+    An early stop counts: nothing has improved for as long as the run was to wait.
+    """
+    data = load_checkpoint(path)
+    if any(key not in data for key in RESUME_KEYS):
+        return False
+    stopping = EarlyStopping(int(data["train"]["patience"]))
+    stopping.load_state_dict(data["stopping"])
+    epoch = int(data["epoch"])
+    return epoch + 1 >= int(data["train"]["epochs"]) or stopping.should_stop(epoch)
 
 
 def load_state(run: TrainingRun) -> int:

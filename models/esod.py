@@ -16,9 +16,10 @@ from models.coders import BoxCoder
 from models.head import DetectionHead
 from models.layers import Fusable
 from models.levels import STRIDES, HeadPositions, LevelOutput
+from models.recompute import recomputed, recomputed_chain
 from models.slicer import Candidates, Patches, covered_cells, cut_patches, slice_greedy, slice_grid, whole_map
 from models.sparse import grow, position_masks
-from utils.config import ModelConfig, SlicerConfig
+from utils.config import ModelConfig, Recompute, SlicerConfig
 from utils.profile import StageTimer, count_parameters
 
 MAX_STRIDE = STRIDES[-1]
@@ -93,8 +94,11 @@ class ESOD(Network):
     """Efficient small-object detector; build one with `build_model`.
 
     ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
-    are chosen and where the head runs is decided in each forward pass.
+    are chosen and where the head runs is decided in each forward pass. ``recompute`` says which activations of
+    a training step are computed once more in its backward pass instead of being kept.
     """
+
+    recompute: Recompute = "none"
 
     def __init__(
         self, config: ModelConfig, backbone: Backbone, head: DetectionHead, seeker: nn.Module | None
@@ -145,7 +149,7 @@ class ESOD(Network):
         if height % MAX_STRIDE or width % MAX_STRIDE:
             raise ValueError(f"input is {height}×{width}; both sides must be multiples of {MAX_STRIDE}")
         with timer.stage("stem"):
-            (features,) = runner.run("stem", lambda x: (self.stem(x),), images)
+            (features,) = runner.run("stem", lambda x: (self._stem(x),), images)
         with timer.stage("seeker"):
             logits = self._seek(features, runner)
         with timer.stage("slicer"):
@@ -161,6 +165,18 @@ class ESOD(Network):
             levels = self._detect(pyramid, len(patches), positions, runner)
         return ESODOutput(logits, levels, patches)
 
+    def _stem(self, images: Tensor) -> Tensor:
+        """Stride-8 features of every pixel."""
+        if self.recompute == "none" or not self.training:
+            return self.stem(images)  # type: ignore[no-any-return]
+        return recomputed_chain(self.stem, images)
+
+    def _body(self, cut: Tensor, patches: Patches) -> list[Tensor]:
+        """Features at strides 8, 16 and 32 of patches."""
+        if self.recompute != "all" or not self.training:
+            return self.neck(*self.deep(cut, patches))  # type: ignore[no-any-return]
+        return recomputed(self.neck, *recomputed(self.deep, cut, patches))  # type: ignore[no-any-return]
+
     def _seek(self, features: Tensor, runner: PartRunner) -> Tensor | None:
         seeker = self.seeker
         return None if seeker is None else runner.run("seeker", lambda x: (seeker(x),), features)[0]
@@ -168,11 +184,11 @@ class ESOD(Network):
     def _pyramid(self, cut: Tensor, patches: Patches, runner: PartRunner) -> list[Tensor]:
         """Three levels of the patches, and perhaps of some more behind them, see `PartRunner.padded`."""
         if self.config.transformer:  # the patches of an image look at each other: no others may be among them
-            return self.neck(*self.deep(cut, patches))  # type: ignore[no-any-return]
+            return self._body(cut, patches)
         more = runner.padded(len(patches)) - len(patches)
         if more:
             cut = torch.cat((cut, cut.new_zeros(more, *cut.shape[1:])))
-        return list(runner.run("deep", lambda x: tuple(self.neck(*self.deep(x, patches))), cut))
+        return list(runner.run("deep", lambda x: tuple(self._body(x, patches)), cut))
 
     def _detect(
         self,

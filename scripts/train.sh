@@ -7,7 +7,7 @@
 #   DATASET     data/<DATASET>.yaml                                       (visdrone)
 #   MODEL       models/cfg/<MODEL>.yaml                                   (yolov5m)
 #   GPUS        0 | 0,1,2,3: one process each | cpu                       (0)
-#   BATCH_SIZE  images per batch, over all processes together             (8)
+#   BATCH_SIZE  images per batch, over all processes together; -1: what fits  (8)
 #   IMAGE_SIZE  longer side in pixels, or HEIGHTxWIDTH     (by dataset: visdrone 1536, uavdt 1280,
 #               tinyperson 2048, sample 960; others 1536)
 #   EPOCHS      passes over the training set                              (50)
@@ -125,7 +125,7 @@ cd "$ROOT"
 [[ -f "data/$DATASET.yaml" ]] || fail "no dataset data/$DATASET.yaml; DATASET is one of: $(names_in data yaml)"
 [[ -f "models/cfg/$MODEL.yaml" ]] || fail "no model models/cfg/$MODEL.yaml; MODEL is one of: $(names_in models/cfg yaml)"
 [[ "$GPUS" =~ ^(cpu|[0-9]+(,[0-9]+)*)$ ]] || fail "GPUS=$GPUS is neither cpu nor GPU numbers such as 0 or 0,1,2,3"
-require_whole_number BATCH_SIZE "$BATCH_SIZE"
+[[ "$BATCH_SIZE" == -1 ]] || require_whole_number BATCH_SIZE "$BATCH_SIZE"
 require_whole_number EPOCHS "$EPOCHS"
 
 HYP="$(locate "$HYP")"
@@ -141,7 +141,7 @@ COMMAS="${GPUS//[^,]/}"
 PROCESSES=$((${#COMMAS} + 1))
 LAUNCHER="$(launcher "$PROCESSES")"
 TOTAL=$((PROCESSES * ${NNODES:-1}))
-((RESUME == 1 || BATCH_SIZE % TOTAL == 0)) ||
+((RESUME == 1 || BATCH_SIZE == -1 || BATCH_SIZE % TOTAL == 0)) ||
   fail "BATCH_SIZE=$BATCH_SIZE is the total over $TOTAL processes: it must be a multiple of $TOTAL"
 
 PYTHON="$(find_python)"

@@ -1,10 +1,13 @@
-"""Peak memory of one training step (forward, losses, backward): the dense detector against ESOD.
+"""Peak memory and time of a training step (forward, losses, backward): the dense detector against ESOD, image size by size.
 
     python scripts/training_memory.py --cfg models/cfg/gpvit.yaml --img-size 1920 --kept 0.2 --json OUT
+    python scripts/training_memory.py --cfg models/cfg/yolov5m.yaml --img-size 1024 1536 --kept 0.4 \\
+        --cases uniform esod esod-stem --repeats 3 --json OUT
 
-Each detector is built with random weights and makes its step in a process of its own, on random images with random
-objects. ESOD trains on a random choice of the fixed grid's patches, as many as --kept says; what a trained heatmap
-would choose does not matter for memory, only how much. The optimiser's own state is not included.
+Each detector is built with random weights and makes its steps in a process of its own, on random images with random
+objects. Cases: dense; uniform (ESOD on every patch of the fixed grid); esod (a random choice of them, as many as --kept
+says; what a trained heatmap would choose does not matter for the cost, only how much); esod-stem and esod-all (the same
+with activations computed again, --checkpoint-activations). The optimiser's own state is not included.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,16 +31,19 @@ from models.build import build_model
 from models.loss import DetectionLoss
 from models.slicer import STRIDE, Patches, fixed_grid
 from models.training_patches import MIN_PATCHES
-from utils.cli import Parser, image_size, positive_int, probability, run_main
-from utils.config import HypConfig, ModelConfig, SeekerConfig
+from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
+from utils.config import HypConfig, ModelConfig, Recompute, SeekerConfig
 from utils.dist import select_device
 from utils.environment import environment_report
+from utils.logger import get_logger
 from utils.memory import MemoryUse, measure_memory
 from utils.profile import count_parameters
+from utils.summary import quantile
 from utils.typed_data import load_config
 
 ROOT = Path(__file__).resolve().parent.parent
-CASES = ("dense", "esod")
+CASES = ("dense", "uniform", "esod", "esod-stem", "esod-all")
+RECOMPUTE: dict[str, Recompute] = {"esod-stem": "stem", "esod-all": "all"}
 AMP = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 OBJECTS = 50
 """Per image."""
@@ -59,17 +65,20 @@ class Case:
     """One row: a detector and what its step took.
 
     Attributes:
-        name: "dense" or "esod".
+        name: one of `CASES`.
+        image_size: both sides in pixels, or height and width.
         parameters: of the detector.
         patches: the deep part ran on, in the whole batch.
         kept: share of the map that they cover, 0–1.
         before_mib: in use before the step, weights among it.
         peak_mib: most in use during the step.
         step_mib: what the step needed on top: activations and gradients.
-        seconds: of the step.
+        seconds: of the step whose memory was measured.
+        repeated_s: of each further step.
     """
 
     name: str
+    image_size: int | list[int]
     parameters: int
     patches: int
     kept: float
@@ -77,6 +86,12 @@ class Case:
     peak_mib: float
     step_mib: float
     seconds: float
+    repeated_s: list[float]
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step: the middle one of the repeated, or the only one."""
+        return quantile(self.repeated_s or [self.seconds], 0.5)
 
 
 @dataclass(frozen=True)
@@ -102,19 +117,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     args = build_parser().parse_args(words)
     if args.case is not None:
-        print(json.dumps(asdict(measure_case(args))))
+        print(json.dumps(asdict(measure_case(args, args.size))))
         return
-    cases = [run_case(name, words) for name in CASES]
+    cases: list[Case] = []
+    failed: list[str] = []
+    for size in args.img_size:
+        for name in args.cases:
+            try:
+                cases.append(run_case(name, words, size))
+            except CaseFailedError as error:
+                if len(args.img_size) == 1:
+                    raise
+                failed.append(str(error))
+                get_logger().warning(str(error))
     print(table(cases))
     if args.json is not None:
-        args.json.write_text(json.dumps(report(args, words, cases), indent=2) + "\n", encoding="utf-8")
+        content = report(args, words, cases, failed)
+        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Peak memory of one training step, dense against ESOD.")
+    parser = Parser("Peak memory and time of a training step, dense against ESOD.")
     parser.add_argument("--cfg", type=Path, required=True, metavar="YAML", help="model")
-    parser.add_argument("--img-size", type=image_size, default=1024, metavar="N", help="both sides, or HxW")
+    parser.add_argument(
+        "--img-size",
+        type=image_size,
+        nargs="+",
+        default=[1024],
+        metavar="N",
+        help="both sides, or HxW; any number",
+    )
+    parser.add_argument(
+        "--cases",
+        choices=CASES,
+        nargs="+",
+        default=["dense", "esod"],
+        help="to measure; others are put beside the first",
+    )
+    parser.add_argument(
+        "--repeats", type=non_negative_int, default=0, metavar="N", help="further steps, for their time"
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="of PyTorch (default: as it chooses)"
+    )
     parser.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="images per step")
     parser.add_argument(
         "--kept", type=probability, default=0.2, metavar="P", help="share of the patches that ESOD trains on"
@@ -124,27 +170,31 @@ def build_parser() -> Parser:
     parser.add_argument("--device", default="", help="cpu or a GPU number (default: a GPU when there is one)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the numbers to this file")
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=image_size, help=argparse.SUPPRESS)
     return parser
 
 
-def run_case(name: str, words: Sequence[str]) -> Case:
+def run_case(name: str, words: Sequence[str], size: int | tuple[int, int] = 1024) -> Case:
     """Measure one case in a fresh process.
 
     Raises:
         CaseFailedError: it ended without a result.
     """
     command = [sys.executable, str(Path(__file__).resolve()), *words, "--case", name]
+    command += ["--size", str(size) if isinstance(size, int) else "x".join(map(str, size))]
     environment = os.environ | CHILD_ENVIRONMENT
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or ["no message"]
         why = "killed, most likely for want of memory" if done.returncode < 0 else lines[-1]
-        raise CaseFailedError(f"the {name} step did not finish: {why}")
+        raise CaseFailedError(f"the {name} step at {size} did not finish: {why}")
     return Case(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def measure_case(args: argparse.Namespace) -> Case:
-    """Build the detector, make a step on a tiny image, then the one that counts."""
+def measure_case(args: argparse.Namespace, size: int | tuple[int, int]) -> Case:
+    """Build the detector, make a step on a tiny image, then the one whose memory counts, then those that are timed."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     device = select_device(args.device)
     config = replace(load_config(ModelConfig, args.cfg), num_classes=args.classes, names=[])
     if args.case == "dense":
@@ -155,9 +205,12 @@ def measure_case(args: argparse.Namespace) -> Case:
             head=replace(config.head, sparse=False),
         )
     torch.manual_seed(0)
-    model = build_model(config).to(device).train()
+    model = build_model(config).train()
+    model.recompute = RECOMPUTE.get(args.case, "none")
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     criterion = DetectionLoss(config, HypConfig()).to(device)
-    select = None if args.case == "dense" else RandomPatches(args.kept, config.slicer.patches_per_side)
+    share = 1.0 if args.case == "uniform" else args.kept
+    select = None if args.case == "dense" else RandomPatches(share, config.slicer.patches_per_side)
     last: list[Patches] = []
     precision = AMP[args.amp]
     autocast = torch.autocast(device.type, precision) if precision is not None else contextlib.nullcontext()
@@ -171,15 +224,17 @@ def measure_case(args: argparse.Namespace) -> Case:
 
     step(*random_batch((WARMUP_SIDE, WARMUP_SIDE), args.batch_size, args.classes, device))
     model.zero_grad(set_to_none=True)
-    hw = (args.img_size, args.img_size) if isinstance(args.img_size, int) else args.img_size
+    hw = (size, size) if isinstance(size, int) else size
     batch = random_batch(hw, args.batch_size, args.classes, device)
     begin = time.perf_counter()
     use: MemoryUse = measure_memory(lambda: step(*batch), device)
     seconds = time.perf_counter() - begin
+    repeated = [timed(lambda: step(*batch), device) for _ in range(args.repeats)]
     height, width = last[0].size_cell
     cells = args.batch_size * (hw[0] // STRIDE) * (hw[1] // STRIDE)
     return Case(
         name=args.case,
+        image_size=size if isinstance(size, int) else list(size),
         parameters=count_parameters(model),
         patches=len(last[0]),
         kept=len(last[0]) * height * width / cells,
@@ -187,7 +242,17 @@ def measure_case(args: argparse.Namespace) -> Case:
         peak_mib=use.peak / MIB,
         step_mib=use.growth / MIB,
         seconds=seconds,
+        repeated_s=repeated,
     )
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a computation, to its end on the device."""
+    begin = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begin
 
 
 def random_batch(
@@ -210,32 +275,45 @@ def random_batch(
 
 
 def table(cases: Sequence[Case]) -> str:
-    """The printed table, and by how much the step shrank."""
-    lines = [f"{'':<7}{'patches':>9}{'of map':>8}{'before MiB':>12}{'peak MiB':>10}{'step MiB':>10}{'s':>8}"]
-    lines += [
-        f"{c.name:<7}{c.patches:>9}{c.kept:>8.0%}{c.before_mib:>12.0f}{c.peak_mib:>10.0f}{c.step_mib:>10.0f}{c.seconds:>8.1f}"
-        for c in cases
-    ]
-    return "\n".join([*lines, f"ESOD's step needs {step_ratio(cases):.0%} of the dense one's memory"])
+    """The printed table; memory and time are also given as shares of those of the first case at the same size."""
+    head = (
+        f"{'size':<10}{'case':<11}{'patches':>8}{'of map':>8}{'step MiB':>10}{'share':>7}{'s':>8}{'share':>7}"
+    )
+    lines = [head]
+    for case in cases:
+        memory, seconds = shares(case, cases)
+        size = (
+            "x".join(map(str, case.image_size)) if isinstance(case.image_size, list) else str(case.image_size)
+        )
+        lines.append(
+            f"{size:<10}{case.name:<11}{case.patches:>8}{case.kept:>8.0%}{case.step_mib:>10.0f}{memory:>7.2f}"
+            f"{case.step_s:>8.2f}{seconds:>7.2f}"
+        )
+    return "\n".join(lines)
 
 
-def step_ratio(cases: Sequence[Case]) -> float:
-    """Memory of the ESOD step / of the dense step."""
-    by_name = {case.name: case.step_mib for case in cases}
-    return by_name["esod"] / by_name["dense"]
+def shares(case: Case, cases: Sequence[Case]) -> tuple[float, float]:
+    """Memory and time of a case's step over those of the first case at its image size."""
+    first = next(other for other in cases if other.image_size == case.image_size)
+    return case.step_mib / first.step_mib, case.step_s / first.step_s
 
 
-def report(args: argparse.Namespace, words: Sequence[str], cases: Sequence[Case]) -> dict[str, object]:
+def report(
+    args: argparse.Namespace, words: Sequence[str], cases: Sequence[Case], failed: Sequence[str]
+) -> dict[str, object]:
     """What the JSON file holds."""
+    rows = [(case, *shares(case, cases)) for case in cases]
     return {
         "command": shlex.join(["python", "scripts/training_memory.py", *words]),
         "cfg": args.cfg.name,
-        "image_size": args.img_size,
         "batch_size": args.batch_size,
         "amp": args.amp,
         "measured_on": str(select_device(args.device)),
-        "cases": [asdict(case) for case in cases],
-        "esod_step_over_dense_step": step_ratio(cases),
+        "load": os.getloadavg()[0],
+        "cases": [
+            asdict(case) | {"memory_share": memory, "time_share": seconds} for case, memory, seconds in rows
+        ],
+        "failed": list(failed),
         "environment": environment_report(),
     }
 

@@ -25,6 +25,8 @@ COCO_ANCHORS: Anchors = [
 
 SlicerAlgorithm = Literal["grid", "greedy", "none"]
 TrainPatches = Literal["selected", "uniform"]
+Recompute = Literal["none", "stem", "all"]
+"""Whose activations are computed again in the backward pass: nothing's, the stem's, the whole body's and neck's."""
 HeatmapLossName = Literal["bce", "focal_dice"]
 
 
@@ -281,7 +283,7 @@ class TrainConfig:
     hyp: str = ""
     epochs: int = 50
     batch_size: int = 8
-    """Total over all processes."""
+    """Total over all processes; −1 before it is known what fits (`engine.batch_size`)."""
     img_size: int | list[int] = 1536
     """Longer side, or [height, width]."""
     rect: bool = False
@@ -291,6 +293,7 @@ class TrainConfig:
     cache: Literal["none", "ram", "disk"] = "none"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"
+    checkpoint_activations: Recompute = "none"
     sync_bn: bool = False
     workers: int = 4
     device: str = ""
@@ -301,6 +304,7 @@ class TrainConfig:
     notest: bool = False
     noautoanchor: bool = False
     seed: int = 0
+    deterministic: bool = False
     project: str = "runs/train"
     name: str = "exp"
     exist_ok: bool = False

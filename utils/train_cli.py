@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.cli import (
     Parser,
@@ -37,6 +39,7 @@ REFUSED = {
     "--cos-lr": "cosine is what the learning rate always follows; leave it out",
     "--linear-lr": "the learning rate follows a cosine; set lrf in --hyp for its end",
     "--hybrid": "use --slicer and --head",
+    "--compile": "the number of patches changes from step to step, and each new one would compile anew; use --amp",
     "--bucket": _RECORDS,
     "--entity": _RECORDS,
     "--upload_dataset": _RECORDS,
@@ -64,6 +67,19 @@ def build_train_parser() -> Parser:
     add_report_argument(parser)
     _add_output(parser)
     return parser
+
+
+def batch_size(text: str) -> int:
+    """A whole number of at least 1, or −1."""
+    return -1 if text.strip() == "-1" else positive_int(text)
+
+
+def given_options(arguments: Sequence[str]) -> dict[str, Any]:
+    """Only the options that a command line of ``train.py`` names, by name, with their values."""
+    parser = build_train_parser()
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+    return vars(parser.parse_args(arguments))
 
 
 def initial_weights(weights: str | None, cfg: str | Path) -> Path | None:
@@ -108,6 +124,18 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
         help="continue a stopped run from its last checkpoint, with the options it was started with; "
         "without a value: the latest run under --project",
     )
+    group.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="continue --project/--name from its last checkpoint where there is one, else begin it: the same command "
+        "starts a run and restarts it (torchrun --max-restarts, requeued jobs)",
+    )
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="repeat a run: the config.yaml of its folder; only --device, --workers and where to write may differ",
+    )
     group.add_argument("--single-cls", action="store_true", help="treat all classes of the dataset as one")
     group.add_argument(
         "--freeze",
@@ -126,10 +154,10 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size",
         "--batch",
-        type=positive_int,
+        type=batch_size,
         default=8,
         metavar="N",
-        help="images per batch, over all processes together",
+        help="images per batch, over all processes together; -1: as many as fit into memory",
     )
     group.add_argument(
         "--optimizer",
@@ -158,6 +186,11 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--seed", type=non_negative_int, default=0, metavar="N", help="start of all random numbers"
+    )
+    group.add_argument(
+        "--deterministic",
+        action="store_true",
+        help="on a GPU, use algorithms that give the same numbers every time (slower; on a CPU they always are used)",
     )
 
 
@@ -195,6 +228,15 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "bf16", "fp16", "off"),
         default="auto",
         help="mixed precision: auto chooses what the device is good at, off computes in fp32",
+    )
+    group.add_argument(
+        "--checkpoint-activations",
+        nargs="?",
+        const="stem",
+        default="none",
+        choices=("none", "stem", "all"),
+        help="save memory: compute activations once more in the backward pass, those of the stem (also without a "
+        "value) or of all but the heads; same gradients, a longer step",
     )
     group.add_argument(
         "--sync-bn", action="store_true", help="share BatchNorm statistics between processes (several GPUs)"

@@ -115,10 +115,12 @@ def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, 
     height = min(patch.shape[0] + y.start, canvas.shape[0])
     width = min(patch.shape[1] + x.start, canvas.shape[1])
     patch = patch[max(-y.start, 0) : height - y.start, max(-x.start, 0) : width - x.start]
-    if x.mirrored or y.mirrored:
-        patch = cv2.flip(patch, -1 if x.mirrored and y.mirrored else int(x.mirrored))
     rows, columns = slice(max(y.start, 0), height), slice(max(x.start, 0), width)
-    canvas[_mirror(rows, canvas.shape[0], y.mirrored), _mirror(columns, canvas.shape[1], x.mirrored)] = patch
+    place = canvas[_mirror(rows, canvas.shape[0], y.mirrored), _mirror(columns, canvas.shape[1], x.mirrored)]
+    if x.mirrored or y.mirrored:
+        patch = cv2.flip(patch, -1 if x.mirrored and y.mirrored else int(x.mirrored), dst=place)
+    if not np.may_share_memory(patch, place):
+        place[...] = patch
     return (-x.shift if x.mirrored else x.shift), (-y.shift if y.mirrored else y.shift)
 
 

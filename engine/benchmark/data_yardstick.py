@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,6 +23,8 @@ from utils.images import ByteImage
 from utils.transforms import BACKGROUND, MIN_SIDE_PX, MIN_VISIBLE, MIXUP_BETA
 
 FloatArray = npt.NDArray[np.float32]
+Mask = npt.NDArray[Any]
+"""[H, W], float32 in 0–1 or uint8."""
 HEATMAP_STRIDE = 8
 PERCENT = 255
 
@@ -84,7 +87,7 @@ class YardstickPipeline:
         heatmap = F.max_pool2d(full, HEATMAP_STRIDE)[0]
         return torch.from_numpy(planes), torch.from_numpy(labels), heatmap
 
-    def _load(self, index: int) -> tuple[ByteImage, npt.NDArray[np.generic], float]:
+    def _load(self, index: int) -> tuple[ByteImage, Mask, float]:
         """Image (BGR) and mask with the longer side at the sample's size, and the scale."""
         image = np.asarray(cv2.imread(str(self._images[index])), dtype=np.uint8)
         mask = np.load(self._masks[index], allow_pickle=False)
@@ -95,14 +98,12 @@ class YardstickPipeline:
         resized = [cv2.resize(a, (hw[1], hw[0]), interpolation=cv2.INTER_LINEAR) for a in (image, mask)]
         return np.asarray(resized[0], dtype=np.uint8), resized[1], scale
 
-    def _mosaic(
-        self, index: int, rng: np.random.Generator
-    ) -> tuple[ByteImage, npt.NDArray[np.generic], FloatArray]:
+    def _mosaic(self, index: int, rng: np.random.Generator) -> tuple[ByteImage, Mask, FloatArray]:
         """Four images around a random joint of a canvas of twice the size, warped to the size."""
         size = self._size
         joint_x, joint_y = (int(rng.uniform(size / 2, size * 3 / 2)) for _ in range(2))
         canvas: ByteImage = np.full((2 * size, 2 * size, 3), BACKGROUND, dtype=np.uint8)
-        canvas_mask: npt.NDArray[np.generic] | None = None
+        canvas_mask: Mask | None = None
         found = []
         for quarter, source in enumerate([index, *rng.integers(len(self), size=3).tolist()]):
             image, mask, scale = self._load(source)
@@ -124,10 +125,10 @@ class YardstickPipeline:
     def _warp(
         self,
         canvas: ByteImage,
-        mask: npt.NDArray[np.generic],
+        mask: Mask,
         labels: FloatArray,
         rng: np.random.Generator,
-    ) -> tuple[ByteImage, npt.NDArray[np.generic], FloatArray]:
+    ) -> tuple[ByteImage, Mask, FloatArray]:
         """The canvas scaled about its centre and shifted into the sample; boxes clipped, small ones dropped."""
         size, hyp = self._size, self._hyp
         factor = rng.uniform(1 - hyp.scale, 1 + hyp.scale)

@@ -42,9 +42,38 @@ def test_dense_needs_more_than_esod(run_command: RunCommand, tmp_path: Path, fam
     assert (dense["name"], dense["patches"], dense["kept"]) == ("dense", 1, 1.0)
     assert (esod["name"], esod["patches"], esod["kept"]) == ("esod", 8, 0.125)
     assert 0 < esod["step_mib"] < dense["step_mib"] < dense["peak_mib"]
-    assert data["esod_step_over_dense_step"] == pytest.approx(esod["step_mib"] / dense["step_mib"])
+    assert esod["memory_share"] == pytest.approx(esod["step_mib"] / dense["step_mib"])
     assert "--img-size 512" in data["command"] and data["environment"]["torch"] == torch.__version__
-    assert "of the dense one's memory" in result.out and "esod" in result.out
+    assert "512       esod" in result.out and data["failed"] == []
+
+
+def test_sizes_cases_and_times(run_command: RunCommand, tmp_path: Path) -> None:
+    """Several sizes and cases; one that does not finish is told and left out."""
+    config = yaml.safe_load((ROOT / "models" / "cfg" / "yolov5n.yaml").read_text(encoding="utf-8"))
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(config | {"width": 0.125}), encoding="utf-8")
+    out = tmp_path / "out.json"
+    cases = ["uniform", "esod", "esod-stem"]
+    options = [
+        "--cfg",
+        tmp_path / "model.yaml",
+        "--img-size",
+        "256x512",
+        256,
+        "--cases",
+        *cases,
+        "--repeats",
+        2,
+    ]
+    result = run_command(SCRIPT, *options, "--kept", 0.25, "--device", "cpu", "--threads", 1, "--json", out)
+    assert result.status == 0, result.err
+    rows = json.loads(out.read_text(encoding="utf-8"))["cases"]
+    assert [(row["image_size"], row["name"]) for row in rows] == [
+        (size, name) for size in ([256, 512], 256) for name in cases
+    ]
+    assert all(len(row["repeated_s"]) == 2 for row in rows)
+    assert [row["patches"] for row in rows[:3]] == [64, 16, 16]
+    assert rows[0]["memory_share"] == rows[0]["time_share"] == 1
+    assert "256x512   esod-stem" in result.out
 
 
 def test_the_same_share_of_every_image(script: ModuleType) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from utils.train_cli import LATEST, REFUSED, build_train_parser, initial_weights
+from utils.train_cli import LATEST, REFUSED, build_train_parser, given_options, initial_weights
 from utils.typed_data import ConfigError
 
 # What the documentation promises, with the defaults.
@@ -22,6 +22,8 @@ OPTIONS: dict[str, Any] = {
     "img_size": 1536,
     "rect": False,
     "resume": None,
+    "auto_resume": False,
+    "config": None,
     "nosave": False,
     "notest": False,
     "noautoanchor": False,
@@ -32,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "single_cls": False,
     "optimizer": "sgd",
     "sync_bn": False,
+    "checkpoint_activations": "none",
     "project": "runs/train",
     "name": "exp",
     "exist_ok": False,
@@ -40,6 +43,7 @@ OPTIONS: dict[str, Any] = {
     "save_period": -1,
     "label_smoothing": None,
     "seed": 0,
+    "deterministic": False,
     "amp": "auto",
     "train_patches": None,
     "slicer": None,
@@ -70,6 +74,9 @@ def test_defaults() -> None:
         ("--img-size 544x960", "img_size", (544, 960)),
         ("--img 640", "img_size", 640),
         ("--batch 16", "batch_size", 16),
+        ("--batch-size -1", "batch_size", -1),
+        ("--checkpoint-activations", "checkpoint_activations", "stem"),
+        ("--checkpoint-activations all", "checkpoint_activations", "all"),
         ("--amp bf16", "amp", "bf16"),
         ("--train-patches uniform", "train_patches", "uniform"),
         ("--label-smoothing 0.1", "label_smoothing", 0.1),
@@ -83,6 +90,12 @@ def test_values(line: str, name: str, value: object) -> None:
     assert parsed[name] == value
     changed = {key for key, default in OPTIONS.items() if parsed[key] != default}
     assert changed - {"rect"} == {name}
+
+
+def test_given_options_are_those_on_the_line() -> None:
+    assert given_options([]) == {}
+    given = given_options(["--epochs", "50", "--rect", "--img-size", "96x160", "--freeze", "stem"])
+    assert given == {"epochs": 50, "rect": True, "img_size": (96, 160), "freeze": ["stem"]}
 
 
 @pytest.mark.parametrize("line", ["--local-rank 3", "--local_rank=3"])
