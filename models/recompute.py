@@ -33,12 +33,22 @@ def recomputed_chain(modules: nn.Module, features: Tensor) -> Tensor:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm below a module still uses its batch, but leaves its running statistics and counter alone."""
+    """BatchNorm below a module uses its batch as ever, but leaves its running statistics and counter as they are.
+
+    Momentum 0 leaves the statistics to the last bit; switching their tracking off would not do, because checkpointing
+    wants the same tensors saved both times.
+    """
     norms = [norm for norm in module.modules() if isinstance(norm, _BatchNorm) and norm.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    counters = [norm.num_batches_tracked for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum = 0.0
+        norm.num_batches_tracked = (
+            None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()
+        )
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, momentum, counter in zip(norms, momenta, counters, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
