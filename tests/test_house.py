@@ -51,7 +51,7 @@ BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumen
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
     "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "openvino",
-    "pandas", "supervision", "sahi",
+    "pandas", "supervision", "sahi", "optuna",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60
