@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -212,11 +212,12 @@ def run_trial(
     """
     import optuna
 
-    number = optuna.storages.RetryFailedTrialCallback.retried_trial_number(trial)
+    frozen = next(t for t in trial.study.get_trials(deepcopy=False) if t.number == trial.number)
+    number = optuna.storages.RetryFailedTrialCallback.retried_trial_number(frozen)
     own = f"trial{trial.number if number is None else number:03}"
     values = {name: trial.suggest_float(name, r.low, r.high, log=r.log) for name, r in space.items()}
     hyp = folder / f"{own}.yaml"
-    write_yaml(hyp, config_to_dict(replace(base, **values)))
+    write_yaml(hyp, config_to_dict(config_from_dict(HypConfig, config_to_dict(base) | values)))
     command = [
         sys.executable,
         "train.py",
