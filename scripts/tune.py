@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, train = split_words(words)
     args = build_parser().parse_args(own)
     if importlib.util.find_spec("optuna") is None:
-        raise TuneError("scripts/tune.py needs Optuna: python -m pip install optuna")
+        raise ConfigError("scripts/tune.py needs Optuna: python -m pip install optuna")
     check_training_options(train)
     base = load_config(HypConfig, args.hyp)
     space = read_space(args.space)
