@@ -16,9 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from utils.summary import spread
+
+Shape = Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -57,12 +59,28 @@ def count_flops(function: Callable[[], object]) -> FlopCount:
     Counted on the shapes that really occur, padding included, in any precision; element-wise work
     (activations, normalisation, pooling, sorting) is not, as is usual. A backward pass inside counts too.
     """
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_attention_on_a_cpu()) as counter:
         function()
     flops = counter.get_total_flops()
     operations = counter.get_flop_counts().get("Global", {})
     attention = sum(n for name, n in operations.items() if "scaled_dot_product" in str(name))
     return FlopCount(macs=flops // 2, flops=flops, attention=attention)
+
+
+def _attention_on_a_cpu() -> dict[object, Callable[..., int]]:
+    """Operations of the CPU's fused attention by its shapes, which some releases of torch (2.14) do not know."""
+
+    def forward(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(gradient: Shape, query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
 
 
 class CounterMissingError(RuntimeError):
