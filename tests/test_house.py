@@ -46,12 +46,13 @@ HEAVY = {
     "onnx",
     "onnxruntime",
     "openvino",
+    "gradio",
 }
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
     "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "openvino",
-    "pandas", "supervision", "sahi", "optuna",
+    "pandas", "supervision", "sahi", "optuna", "gradio",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60
