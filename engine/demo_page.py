@@ -36,7 +36,9 @@ PAGE_STYLE = """
 .gradio-container { max-width: 1320px !important; }
 #message:not(:has(.note)) { display: none; }
 #samples .caption-label { display: none; }
-.soft { color: var(--soft); font-size: 0.9rem; margin: 2px 0; }
+.gradio-container p.soft { color: var(--soft); font-size: 0.9rem; margin: 2px 0; }
+.gradio-container .tiles span, .gradio-container .keys { color: var(--soft); }
+#samples .grid-wrap { overflow: auto; }
 #summary p { margin: 2px 0; }
 #cost h3 { font-size: 1rem; margin: 18px 0 6px; }
 @media (max-width: 560px) {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -115,6 +116,11 @@ class Page:
         wait_for(f"{words!r} in {css}, which says {self.text(css)!r}", lambda: words in self.text(css))
         return self.text(css)
 
+    def detections(self) -> int | None:
+        """The number that the summary says; None while it is being made."""
+        found = re.search(r"(\d+) detection", self.text("#summary"))
+        return None if found is None else int(found[1])
+
     def picture(self, name: str) -> str:
         """Address of a shown picture that has arrived."""
         script = "const i = document.querySelector(arguments[0]); return i && i.naturalWidth ? i.src : ''"
@@ -122,9 +128,6 @@ class Page:
 
     def upload(self, path: Path) -> None:
         self.driver.find_element("css selector", "#dropped input[type=file]").send_keys(str(path))
-
-    def clear_upload(self) -> None:
-        self.click("#dropped button[aria-label=Clear]")
 
     def shot(self, name: str) -> None:
         """Keep a screenshot, where ESOD_SCREENSHOTS names a folder."""
@@ -167,20 +170,20 @@ def page(address: str, tmp_path: Path) -> Iterator[Page]:
 
 def test_the_page(page: Page, address: str, tmp_path: Path) -> None:
     page.wait_text("#summary", "detection")
-    first = page.picture("boxes")
+    first, shown = page.picture("boxes"), page.detections()
     page.shot("boxes")
 
-    page.click("#samples button.thumbnail-item:nth-of-type(2)")
+    page.click("#samples button[aria-label='Thumbnail 2 of 2']")
     wait_for("the other sample", lambda: page.picture("boxes") != first)
-    many = page.wait_text("#summary", "detection")
+    wait_for("its summary", lambda: page.detections() not in (None, shown))
+    many = page.detections()
 
     slider = page.driver.find_element("css selector", "#confidence input[type=range]")
     page.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", slider)
     for _ in range(8):
         slider.send_keys("\ue014")  # arrow to the right
-    wait_for("fewer detections", lambda: page.text("#summary") not in ("", many))
-    count = [int(text.split()[0]) for text in (many, page.text("#summary"))]
-    assert count[1] < count[0]
+    assert many is not None
+    wait_for("fewer detections", lambda: (now := page.detections()) is not None and now < many)
 
     budget = page.driver.find_element("css selector", "#budget input[type=range]")
     budget.send_keys("\ue014")
