@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.benchmark.counting import gflops_by_stage
-from engine.inference import Detector, Prediction
+from engine.inference import Detector
 from engine.measure import device_name
+from engine.prediction import Prediction
 from models.decode import PostprocessConfig
 from utils.cluster_picture import heatmap_on_image, patches_caption, plural
 from utils.config import ModelOverrides
