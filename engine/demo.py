@@ -21,6 +21,7 @@ from engine.inference import Detector
 from engine.measure import device_name
 from engine.prediction import Prediction
 from models.decode import PostprocessConfig
+from models.esod import ESOD
 from utils.cluster_picture import heatmap_on_image, patches_caption, plural
 from utils.config import ModelOverrides
 from utils.decoding import read_picture
@@ -56,7 +57,7 @@ STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*", 
 
 
 class RefusedError(ValueError):
-    """What was dropped is no picture to detect in; the message is for the page."""
+    """Something that the page cannot work with; the message is for whoever gave it."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,13 @@ class Demo:
     Args:
         detector: not compiled.
         img_size: longer side of the network input, or (height, width) to fit into.
+
+    Raises:
+        RefusedError: the detector is an exported file.
     """
 
     def __init__(self, detector: Detector, img_size: int | tuple[int, int]) -> None:
+        esod_of(detector)
         self.detector = detector
         self.img_size = img_size
         self._lock = threading.Lock()
@@ -148,7 +153,7 @@ class Demo:
         prepared = detector.prepare(image, self.img_size)
         pixels = prepared.pixels[None].to(detector.device).to(detector.dtype) / 255
         with self._lock:
-            flops = [gflops_by_stage(one.model, pixels) for one in (detector, dense)]
+            flops = [gflops_by_stage(esod_of(one), pixels) for one in (detector, dense)]
             times: tuple[list[dict[str, float]], list[dict[str, float]]] = ([], [])
             for _ in range(1 + REPEATS):
                 for one, rounds in zip((detector, dense), times, strict=True):
@@ -180,6 +185,19 @@ def default_weights() -> Path:
         if path.is_file():
             return path
     raise RefusedError(f"{SHIPPED_WEIGHTS[0]} is not there: give --weights")
+
+
+def esod_of(detector: Detector) -> ESOD:
+    """The network of a detector.
+
+    Raises:
+        RefusedError: it is an exported file, whose slicing is fixed and whose operations cannot be counted.
+    """
+    if not isinstance(detector.model, ESOD):
+        raise RefusedError(
+            "an exported file cannot be sliced otherwise: give the .pt file that it was made from"
+        )
+    return detector.model
 
 
 def with_changes(detector: Detector, changes: ModelOverrides) -> Detector:

@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from engine.demo import (
     MOST_PIXELS,
@@ -132,6 +133,13 @@ def test_three_pictures_and_a_summary(demo: Demo, picture: np.ndarray) -> None:
     assert "2 patches" in seen.summary and "detection" in seen.summary and "image 256 × 160" in seen.summary
     nothing = demo.look(picture, Settings(confidence=1.0))
     assert "0 detections" in nothing.summary and (nothing.boxes == picture).all()
+
+
+def test_exported_files_are_refused(detector: Detector) -> None:
+    exported = Detector(detector.model, detector.names, detector.device)
+    exported.model = torch.nn.Identity()  # type: ignore[assignment]
+    with pytest.raises(RefusedError, match="give the .pt file"):
+        Demo(exported, 256)
 
 
 def test_a_dense_detector_has_no_heatmap(weights: Path, picture: np.ndarray) -> None:
