@@ -174,14 +174,16 @@ def open_study(folder: Path, seed: int, startup: int, warmup: int) -> optuna.Stu
         heartbeat_interval=HEARTBEAT_S,
         failed_trial_callback=optuna.storages.RetryFailedTrialCallback(),
     )
-    return optuna.create_study(
+    study = optuna.create_study(
         storage=storage,
         study_name="tune",
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=startup, n_warmup_steps=warmup),
     )
+    # A search that goes on must not draw once more what it has tried.
+    study.sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed + len(study.trials))
+    return study
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

@@ -50,6 +50,7 @@ OPTIONS: dict[str, Any] = {
     "head": None,
     "heatmap_thres": None,
     "max_patches": None,
+    "no_report": False,
     "debug": False,
 }
 
