@@ -19,13 +19,14 @@ from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, se
 from utils.logger import get_logger
 from utils.report import report_finished_run
 from utils.runs import LAST_CHECKPOINT, latest_run, new_run_dir
-from utils.train_cli import LATEST, build_train_parser, given_options, initial_weights
+from utils.trackers import check_trackers
+from utils.train_cli import LATEST, given_options, initial_weights, parse_train_options
 from utils.typed_data import ConfigError, config_from_dict, load_config
 
 
 def main() -> None:
     """Parse the command line and train."""
-    args = build_train_parser().parse_args()
+    args = parse_train_options()
     given = given_options(sys.argv[1:])
     one_start_only(args)
     stored = stored_run(args) if args.resume else None
@@ -76,6 +77,7 @@ def one_start_only(args: argparse.Namespace) -> None:
 def new_run(args: argparse.Namespace, dist: DistInfo) -> TrainingRun:
     """The run that the command line asks for, in a folder of its own."""
     config = train_config(args)
+    check_trackers(config.logger)
     changes = {name: getattr(args, name) for name in HYP_FLAGS if getattr(args, name) is not None}
     hyp = replace(load_config(HypConfig, args.hyp), **changes)
     weights = initial_weights(args.weights, args.cfg)
@@ -138,6 +140,7 @@ def resumed_run(
     """The interrupted run, with the options it was started with; only --device and --workers may differ."""
     data = stored.data
     config = replace(config_from_dict(TrainConfig, data["train"]), device=args.device, workers=args.workers)
+    check_trackers(config.logger)
     hyp = config_from_dict(HypConfig, data["hyp"])
     overrides = config_from_dict(ModelOverrides, data["overrides"])
     model = config_from_dict(ModelConfig, data["config"])

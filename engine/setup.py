@@ -241,17 +241,21 @@ def set_seed(seed: int, device: torch.device, deterministic: bool = False) -> No
 
 
 def save_options(run: TrainingRun) -> None:
-    """Write ``config.yaml`` into the run folder: everything that was resolved, to read and to repeat."""
-    content = {
+    """Write ``config.yaml`` into the run folder."""
+    (run.folder / "config.yaml").write_text(
+        yaml.safe_dump(run_options(run), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def run_options(run: TrainingRun) -> dict[str, Any]:
+    """Everything that was resolved, as plain data: to read and to repeat."""
+    return {
         "train": config_to_dict(run.config),
         "hyp": config_to_dict(run.hyp),
         "model": config_to_dict(run.model.config),
         "dataset": config_to_dict(run.dataset),
         "provenance": run.provenance,
     }
-    (run.folder / "config.yaml").write_text(
-        yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8"
-    )
 
 
 def resolve_model(

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from engine.evaluation import Evaluation, evaluate
-from engine.setup import TrainingRun
+from engine.setup import TrainingRun, run_options
 from engine.state import load_state, save_state, write_best
 from models.decode import PostprocessConfig
 from models.esod import ESOD, MAX_STRIDE
@@ -25,8 +25,9 @@ from models.training_patches import resize_label, training_selector
 from utils.config import HypConfig, SlicerConfig
 from utils.data import Batch, ImageMeta
 from utils.dist import barrier, broadcast_buffers, broadcast_object, sum_over_processes
-from utils.logger import TrainLogger, build_train_logger, get_logger
+from utils.logger import RunLogger, get_logger
 from utils.optim import LearningRate, ModelEMA
+from utils.trackers import build_run_logger
 
 GRADIENT_LIMIT = 10.0
 VALIDATION = PostprocessConfig(conf_thres=0.001, iou_thres=0.6, multi_label=True)
@@ -163,7 +164,7 @@ def fit(run: TrainingRun) -> Path:
         run.config.seed,
     )
     logger = (
-        build_train_logger(run.folder, start_epoch if run.resume is not None else None)
+        build_run_logger(run.folder, run.config.logger, start_epoch if run.resume is not None else None)
         if run.dist.is_main
         else None
     )
@@ -173,9 +174,11 @@ def fit(run: TrainingRun) -> Path:
             run.model, device_ids=[run.device.index] if run.device.type == "cuda" else None
         )
     if logger is not None and run.resume is None:
+        logger.log_config(run_options(run))
         for path in run.batch_pictures():
-            logger.image(path.stem, path)
+            logger.log_image(path.stem, path)
     barrier()
+    completed = False
     try:
         for epoch in range(start_epoch, run.config.epochs):
             run.train_data.set_epoch(epoch)
@@ -189,14 +192,15 @@ def fit(run: TrainingRun) -> Path:
             if broadcast_object(stop):
                 log.info(f"no improvement for {run.config.patience} epochs (--patience): stopping")
                 break
+        completed = True
     finally:
         if logger is not None:
-            logger.close()
+            logger.finish(completed)
     barrier()
     return run.folder
 
 
-def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, result: EpochResult) -> bool:
+def _finish_epoch(run: TrainingRun, logger: RunLogger | None, epoch: int, result: EpochResult) -> bool:
     """Validate together; log and save on the main process. Whether to stop early, as the main process sees it."""
     last = epoch + 1 == run.config.epochs
     evaluation = None
@@ -210,7 +214,7 @@ def _finish_epoch(run: TrainingRun, logger: TrainLogger | None, epoch: int, resu
         barrier()
         return False
     metrics = _metrics(run, result, evaluation)
-    logger.log(epoch, metrics)
+    logger.log_metrics(epoch, metrics)
     if evaluation is not None:
         run.class_ap = [row.ap or 0.0 for row in evaluation.detection.per_class]
     fitness = evaluation.fitness if evaluation is not None else float("nan")

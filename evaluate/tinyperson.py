@@ -106,9 +106,15 @@ def main() -> None:
     print(metrics.table())
 
 
+EXAMPLES = (
+    "python -m evaluate.tinyperson --gt TinyPerson/mini_annotations/tiny_set_test_all.json --results TinyPerson_results.json --json tinyperson.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this command."""
-    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.tinyperson")
+    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.tinyperson", examples=EXAMPLES)
     parser.add_argument("--gt", type=Path, required=True, metavar="FILE", help="ground truth, COCO JSON")
     parser.add_argument(
         "--results",

@@ -295,9 +295,15 @@ def main() -> None:
     print(metrics.table())
 
 
+EXAMPLES = (
+    "python -m evaluate.uavdt --gt UAVDT/UAV-benchmark-MOTD_v1.0/GT --results runs/test/exp/official/RES_DET/ESOD --json uavdt.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this command."""
-    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.uavdt")
+    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.uavdt", examples=EXAMPLES)
     parser.add_argument(
         "--gt",
         type=Path,

@@ -261,9 +261,15 @@ def main() -> None:
     print(metrics.table())
 
 
+EXAMPLES = (
+    "python -m evaluate.visdrone --annotations VisDrone/VisDrone2019-DET-val/annotations --results DET_results-val --images VisDrone/VisDrone2019-DET-val/images --json visdrone.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this command."""
-    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.visdrone")
+    parser = Parser(f"{PROTOCOL}.", prog="python -m evaluate.visdrone", examples=EXAMPLES)
     parser.add_argument(
         "--annotations", type=Path, required=True, metavar="DIR", help="annotation files, one per image"
     )

@@ -223,10 +223,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
 
 
+EXAMPLES = (
+    "python -m models.summary --cfg models/cfg/yolov5m.yaml",
+    "python -m models.summary --cfg models/cfg/gpvit.yaml --img-size 1024",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this module."""
     parser = Parser(
-        "Print layers, parameters and GFLOPs of a model by stage.", prog="python -m models.summary"
+        "Print layers, parameters and GFLOPs of a model by stage.",
+        prog="python -m models.summary",
+        examples=EXAMPLES,
     )
     parser.add_argument("--cfg", required=True, metavar="YAML", help="model, models/cfg/NAME.yaml")
     parser.add_argument(

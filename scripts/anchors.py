@@ -18,10 +18,15 @@ from utils.labels import load_labels
 from utils.splits import resolve_split
 from utils.typed_data import ConfigError, load_config
 
+EXAMPLES = ("python scripts/anchors.py --data data/visdrone.yaml --img-size 1536",)
+"""Shown at the end of ``--help``."""
+
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Print anchors that fit the training boxes of a dataset at given image sizes.")
+    parser = Parser(
+        "Print anchors that fit the training boxes of a dataset at given image sizes.", examples=EXAMPLES
+    )
     parser.add_argument("--data", type=Path, required=True, metavar="YAML", help="the dataset")
     parser.add_argument(
         "--img-size",

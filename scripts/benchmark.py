@@ -89,10 +89,18 @@ def parts_for(results: Sequence[BenchmarkResult], files: Sequence[Path]) -> list
     return found
 
 
+EXAMPLES = (
+    "python scripts/benchmark.py --cfg models/cfg/yolov5m.yaml --img-size 864x1536 --kept 0 0.2 1 --json times.json",
+    "python scripts/benchmark.py --from-json times.json --page docs/performance.md",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "Time a detector by stages, dense and with given shares of the map kept, in several variants."
+        "Time a detector by stages, dense and with given shares of the map kept, in several variants.",
+        examples=EXAMPLES,
     )
     model = parser.add_mutually_exclusive_group()
     model.add_argument(

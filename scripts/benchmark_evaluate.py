@@ -84,9 +84,16 @@ def scale(text: str) -> float:
     return value
 
 
+EXAMPLES = (
+    "python scripts/benchmark_evaluate.py",
+    "python scripts/benchmark_evaluate.py --protocols visdrone --scale 0.1 --json times.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Time and memory of the official evaluations on generated data.")
+    parser = Parser("Time and memory of the official evaluations on generated data.", examples=EXAMPLES)
     parser.add_argument(
         "--protocols",
         nargs="+",

@@ -78,10 +78,17 @@ def table(times: list[PartTimes]) -> str:
     return "\n".join(lines)
 
 
+EXAMPLES = (
+    "python scripts/benchmark_parts.py --cfg models/cfg/yolov5m.yaml --img-size 864x1536 --rounds 20 --json parts.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "Time the parts of detection alone: slicing, gathering, heads, suppression, reading pictures."
+        "Time the parts of detection alone: slicing, gathering, heads, suppression, reading pictures.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--cfg", type=Path, required=True, metavar="YAML", help="model, models/cfg/NAME.yaml")
     parser.add_argument("--num-classes", type=positive_int, default=10, metavar="N", help="classes")

@@ -19,10 +19,16 @@ from evaluate.official import DATASETS, DEFAULT_SPLIT, OfficialSplit
 from utils.cli import Parser, run_main
 from utils.splits import read_list
 
+EXAMPLES = ("python scripts/data_convert.py --dataset VisDrone --pred runs/test/exp/labels --evaluate",)
+"""Shown at the end of ``--help``."""
+
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Convert label files of test.py into the layout of an official toolkit; evaluate them.")
+    parser = Parser(
+        "Convert label files of test.py into the layout of an official toolkit; evaluate them.",
+        examples=EXAMPLES,
+    )
     names = {name.lower(): name for name in DATASETS}
     parser.add_argument(
         "--dataset",

@@ -67,9 +67,21 @@ OPTIONS_OF = {
 """Options that only some datasets know."""
 
 
+EXAMPLES = (
+    "python scripts/data_prepare.py --dataset VisDrone",
+    "python scripts/data_prepare.py --dataset UAVDT --root UAVDT --single-class",
+    "python scripts/data_prepare.py --dataset VisDrone --sam-weights sam_vit_b_01ec64.pth --sam-type vit_b",
+    "python scripts/data_prepare.py --dataset coco --images photos/images --annotations photos/annotations.json",
+    "python scripts/data_prepare.py --dataset yolo --images photos/images --names car person",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Prepare a dataset for training: labels, lists, greyed copies, heatmaps, a report.")
+    parser = Parser(
+        "Prepare a dataset for training: labels, lists, greyed copies, heatmaps, a report.", examples=EXAMPLES
+    )
     names = {name.lower(): name for name in (*PUBLISHED, *CUSTOM)}
     parser.add_argument(
         "--dataset",

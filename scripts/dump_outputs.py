@@ -57,9 +57,18 @@ def main() -> None:
     )
 
 
+EXAMPLES = (
+    "python scripts/dump_outputs.py --weights weights/sample_yolov5n.pt --image data/images/sample_1.jpg --head sparse --output outputs.npz",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Write heatmap, patches, decoded boxes and detections of one image to an .npz file.")
+    parser = Parser(
+        "Write heatmap, patches, decoded boxes and detections of one image to an .npz file.",
+        examples=EXAMPLES,
+    )
     parser.add_argument(
         "--weights", required=True, metavar="PT", help="checkpoint, this project's or a released one"
     )

@@ -25,10 +25,17 @@ from utils.config import HypConfig, ModelOverrides, TrainConfig
 from utils.dist import DistInfo, select_device
 from utils.typed_data import load_config
 
+EXAMPLES = (
+    "python scripts/loss_gradients.py --data data/sample.yaml --cfg models/cfg/yolov5n.yaml --weights weights/sample_yolov5n.pt --rect",
+)
+"""Shown at the end of ``--help``."""
+
 
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Print the gradient norm of each loss in the stem, over a few training batches.")
+    parser = Parser(
+        "Print the gradient norm of each loss in the stem, over a few training batches.", examples=EXAMPLES
+    )
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset")
     parser.add_argument("--cfg", required=True, metavar="YAML", help="model")
     parser.add_argument("--weights", type=Path, required=True, metavar="PT", help="weights to look at")

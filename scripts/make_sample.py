@@ -82,11 +82,21 @@ class Drawn:
     """Files that were new or different, 0–2."""
 
 
+EXAMPLES = (
+    "python scripts/make_sample.py",
+    "python scripts/make_sample.py --output sample_small --train 8 --val 4 --width 640 --height 384",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     from utils.cli import Parser, default_workers, non_negative_int, positive_int
 
-    parser = Parser("Draw the sample dataset: licence-free aerial pictures with boxes, in VisDrone's layout.")
+    parser = Parser(
+        "Draw the sample dataset: licence-free aerial pictures with boxes, in VisDrone's layout.",
+        examples=EXAMPLES,
+    )
     parser.add_argument(
         "--output",
         type=Path,

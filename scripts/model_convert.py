@@ -129,10 +129,19 @@ def describe(config: ModelConfig) -> str:
     )
 
 
+EXAMPLES = (
+    "python scripts/model_convert.py --weights yolov5s.pt --output weights/pretrained/yolov5s.pt",
+    "python scripts/model_convert.py --weights yolov8s.pt --output yolov8s_coco.pt --keep-head",
+    "python scripts/model_convert.py --model retinanet",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
     parser = Parser(
-        "Convert a checkpoint of other software into this project's format; nothing in it is executed."
+        "Convert a checkpoint of other software into this project's format; nothing in it is executed.",
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "--model",

@@ -107,9 +107,15 @@ def _order(path: Path) -> tuple[int, str, str]:
     return list(FAMILIES).index(config.family), config.body, f"{rank}{path.stem}"
 
 
+EXAMPLES = ("python scripts/model_table.py --json docs/results/models.json --page docs/models.md",)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Write the table of models: parameters and GFLOPs of every models/cfg/*.yaml.")
+    parser = Parser(
+        "Write the table of models: parameters and GFLOPs of every models/cfg/*.yaml.", examples=EXAMPLES
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there")
     parser.add_argument(
         "--page", type=Path, metavar="MD", help="put the table between the markers of this page"

@@ -6,7 +6,6 @@ It only reads the JSON files that test.py leaves in a run's folder (`metrics.jso
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from utils.cli import Parser, run_main
+
+EXAMPLES = (
+    "python scripts/quickstart_summary.py --esod runs/quickstart/test --dense runs/quickstart/test-dense --train runs/quickstart/train",
+)
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 NOT_THERE = "–"
 
@@ -134,9 +138,9 @@ def list_pictures(folder: Path, show: int) -> str:
     return "\n".join(lines)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line; None: `sys.argv`."""
-    parser = argparse.ArgumentParser(description="Print the table and the pictures of a quickstart.")
+def build_parser() -> Parser:
+    """The parser of this script."""
+    parser = Parser("Print the table and the pictures of a quickstart.", examples=EXAMPLES)
     parser.add_argument("--esod", type=Path, required=True, help="run of test.py (tasks val and measure)")
     parser.add_argument("--dense", type=Path, help="the same with --slicer none; left out: no column for it")
     parser.add_argument("--train", type=Path, help="run of train.py whose curves and weights are named")
@@ -144,18 +148,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument(
         "--show", type=int, default=6, help="how many pictures to list (default: %(default)s)"
     )
-    return parser.parse_args(arguments)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the summary; returns the exit status."""
-    options = parse_arguments(arguments)
-    try:
-        esod = read_run(options.esod)
-        table, lacking = make_table(esod, read_run(options.dense) if options.dense else None)
-    except SummaryError as error:
-        print(f"quickstart_summary: {error}", file=sys.stderr)
-        return 1
+    options = build_parser().parse_args(arguments)
+    esod = read_run(options.esod)
+    table, lacking = make_table(esod, read_run(options.dense) if options.dense else None)
     print(table)
     if options.dense:
         print("\ndense: the same weights with --slicer none (one patch over the whole map)")
@@ -171,4 +171,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_main(main))

@@ -94,9 +94,16 @@ def model_name(cfg: str) -> str:
     return Path(cfg).stem.replace("yolo", "YOLO")
 
 
+EXAMPLES = (
+    "python scripts/readme_table.py",
+    "python scripts/readme_table.py --results docs/results/visdrone_subset.json --page README.md",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Put the table of the paper's numbers and ours into the README.")
+    parser = Parser("Put the table of the paper's numbers and ours into the README.", examples=EXAMPLES)
     parser.add_argument(
         "--results",
         type=Path,

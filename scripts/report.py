@@ -12,10 +12,15 @@ from utils.cli import Parser, run_main
 from utils.logger import get_logger
 from utils.report import write_report
 
+EXAMPLES = ("python scripts/report.py runs/train/exp runs/test/exp",)
+"""Shown at the end of ``--help``."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = Parser("Make report.html of finished train.py and test.py runs.", prog="report.py")
+    parser = Parser(
+        "Make report.html of finished train.py and test.py runs.", prog="report.py", examples=EXAMPLES
+    )
     parser.add_argument(
         "folders",
         nargs="+",

@@ -134,9 +134,15 @@ def save(path: Path, text: str) -> None:
     write_atomic(path, lambda file: file.write(text.encode()))
 
 
+EXAMPLES = (
+    "python scripts/result_table.py --runs runs/visdrone_subset --output docs/results/visdrone_subset --rows dense esod-grid --trained dense esod",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Collect what test.py measured into one table (Markdown and JSON).")
+    parser = Parser("Collect what test.py measured into one table (Markdown and JSON).", examples=EXAMPLES)
     parser.add_argument("--runs", type=Path, required=True, metavar="DIR", help="folder of the runs")
     parser.add_argument(
         "--output", type=Path, required=True, metavar="PATH", help="where to write, without ending"

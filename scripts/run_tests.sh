@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs everything that must hold: ruff, its formatter, mypy, import-linter and the test suite.
+# Runs everything that must hold: ruff, its formatter, mypy, import-linter, the documentation and the test suite.
 #
 #     bash scripts/run_tests.sh                      at most 15 minutes on 2 CPU cores
 #     bash scripts/run_tests.sh --all                also what is long: quickstart from a clean clone, every
@@ -54,6 +54,7 @@ step "ruff check" "$PYTHON" -m ruff check .
 step "ruff format" "$PYTHON" -m ruff format --check .
 step "mypy" "$PYTHON" -m mypy
 step "import-linter" "$PYTHON" -c "$lint_imports" --no-logo
+step "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet
 # PYTEST_ARGS is a string of words by convention, so it is split here.
 # shellcheck disable=SC2086
 step "pytest" "$PYTHON" -m pytest -q --durations=10 ${select[@]+"${select[@]}"} ${PYTEST_ARGS:-} \

@@ -211,7 +211,7 @@ check_current() {
 faster_coco_eval tensorboard" missing
     if [ "$kind" = dev ]; then
         file=requirements-dev.txt
-        modules="$modules pytest pytest_timeout hypothesis ruff mypy importlinter"
+        modules="$modules pytest pytest_timeout hypothesis ruff mypy importlinter mkdocs material mlflow"
     fi
     missing="$("$BASE_PYTHON" - "$modules" <<'PY'
 import sys
@@ -237,7 +237,7 @@ main() {
             printf '%s-py%s\n' "$(stamp_text dev)" "$(version_of "$BASE_PYTHON")"
             return 0 ;;
         -h|--help) usage; return 0 ;;
-        *) usage >&2; die "unknown argument: $1" ;;
+        *) usage >&2; printf '\nsetup: unknown argument: %s (there are --dev, --key and --help)\n' "$1" >&2; exit 2 ;;
     esac
     if [ "$VENV" = none ]; then
         find_python no

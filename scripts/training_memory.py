@@ -136,9 +136,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+EXAMPLES = (
+    "python scripts/training_memory.py --cfg models/cfg/gpvit.yaml --img-size 1024 --kept 0.2 --json memory.json",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Peak memory and time of a training step, dense against ESOD.")
+    parser = Parser("Peak memory and time of a training step, dense against ESOD.", examples=EXAMPLES)
     parser.add_argument("--cfg", type=Path, required=True, metavar="YAML", help="model")
     parser.add_argument(
         "--img-size",

@@ -34,25 +34,14 @@ MAY_IMPORT = {
     "hubconf": {*PACKAGES},
 }
 HEAVY = {
-    "segment_anything",
-    "thop",
-    "tensorboard",
-    "faster_coco_eval",
-    "matplotlib",
-    "rasterio",
-    "pandas",
-    "supervision",
-    "sahi",
-    "onnx",
-    "onnxruntime",
-    "openvino",
-    "gradio",
-}
+    "faster_coco_eval", "gradio", "matplotlib", "mlflow", "onnx", "onnxruntime", "openvino", "pandas", "rasterio",
+    "sahi", "segment_anything", "supervision", "tensorboard", "thop", "wandb",
+}  # fmt: skip
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
     "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "openvino",
-    "pandas", "supervision", "sahi", "optuna", "gradio",
+    "pandas", "supervision", "sahi", "optuna", "gradio", "mlflow-skinny", "wandb", "mkdocs", "mkdocs-material",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60

@@ -21,8 +21,8 @@ import yaml
 from utils.config import DatasetConfig
 from utils.detect_cli import parse_detect_options
 from utils.export_cli import parse_export_options
-from utils.test_cli import build_test_parser
-from utils.train_cli import build_train_parser
+from utils.test_cli import parse_test_options
+from utils.train_cli import parse_train_options
 from utils.typed_data import config_from_dict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,8 +110,8 @@ def commands(language: str) -> list[Command]:
 def parser_of(script: str) -> Parse:
     """What checks the options of a Python command: its own parser."""
     known: dict[str, Parse] = {
-        "train.py": build_train_parser().parse_args,
-        "test.py": build_test_parser().parse_args,
+        "train.py": parse_train_options,
+        "test.py": parse_test_options,
         "detect.py": parse_detect_options,
         "export.py": parse_export_options,
     }
@@ -159,6 +159,8 @@ def check_bash(script: str, options: Sequence[str], variables: Sequence[str]) ->
 def wrong(command: Command) -> str | None:
     """What is wrong with a command, if anything; commands of git and the shell are left alone."""
     program, *rest = command.bare
+    if rest[:1] == ["-m"]:
+        rest = [rest[1].replace(".", "/") + ".py", *rest[2:]]
     if program == "python":
         return check_python(rest[0], rest[1:])
     if program == "bash":

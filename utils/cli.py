@@ -10,6 +10,7 @@ import argparse
 import difflib
 import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,10 @@ _OWN_PACKAGES = frozenset(
 # --- parser -------------------------------------------------------------------------------------
 
 
+EXAMPLES = "examples:"
+"""Heading of the examples at the end of every help; a command a line follows."""
+
+
 class _HelpFormatter(argparse.HelpFormatter):
     """Adds "(default: …)" to options that have a default worth telling."""
 
@@ -66,15 +71,25 @@ class Parser(argparse.ArgumentParser):
         description: what the command does.
         refused: option, or option and value ("--task study"), → what to do instead.
         prog: name of the command; by default its file name.
+        examples: whole command lines, for the end of the help; tests/test_command_lines.py checks that they parse.
+
+    Attributes:
+        given: the option strings of the command line that was parsed last, as they were written.
     """
 
     def __init__(
-        self, description: str, refused: Mapping[str, str] | None = None, prog: str | None = None
+        self,
+        description: str,
+        refused: Mapping[str, str] | None = None,
+        prog: str | None = None,
+        examples: Sequence[str] = (),
     ) -> None:
         super().__init__(
             prog=prog, description=description, formatter_class=_HelpFormatter, allow_abbrev=False
         )
         self.refused = dict(refused or {})
+        self.examples = tuple(examples)
+        self.given: set[str] = set()
         self.add_argument("--debug", action="store_true", help="on an error, print the traceback as well")
 
     def parse_args(  # type: ignore[override]
@@ -83,10 +98,24 @@ class Parser(argparse.ArgumentParser):
         """Parse a command line (without the program's name; by default ``sys.argv``)."""
         arguments = list(sys.argv[1:] if args is None else args)
         self._check_refused(arguments)
+        plain = arguments[: arguments.index("--")] if "--" in arguments else arguments
+        words = [word.partition("=")[0] for word in plain]
+        self.given = set(words) & set(self._option_string_actions)
+        # First, because argparse would rather complain of a required option that was misspelt.
+        misspelt = [word for word in words if re.match("--[a-z]", word) and word not in self.given]
+        if misspelt:
+            self.error("; ".join(self._unknown(word) for word in misspelt))
         parsed, unknown = super().parse_known_args(arguments, namespace)
         if unknown:
             self.error("; ".join(self._unknown(text) for text in unknown))
         return parsed
+
+    def format_help(self) -> str:
+        """The help, with the examples at its end."""
+        text = super().format_help()
+        if not self.examples:
+            return text
+        return "\n".join([text, EXAMPLES, *(f"  {line}" for line in self.examples), ""])
 
     def error(self, message: str) -> NoReturn:
         """Print the message in one line on standard error and exit with 2."""
@@ -213,6 +242,12 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_model_options(parser: Parser, options: argparse.Namespace) -> None:
+    """End a command whose `add_model_arguments` options contradict each other, with status 2."""
+    if options.slicer == "none" and options.max_patches:
+        parser.error("--max-patches limits patches, --slicer none has one patch for all: leave one out")
+
+
 def model_overrides(args: argparse.Namespace) -> ModelOverrides:
     """What the `add_model_arguments` options change about a model."""
     return ModelOverrides(args.slicer, args.head, args.heatmap_thres, args.max_patches)
@@ -284,7 +319,7 @@ def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; return its exit status: what it returns (None: 0), 1 after an error, 130 after Ctrl-C.
 
     An error that the user can do something about is told in one line on standard error; with ``--debug``
-    or ESOD_DEBUG=1 its traceback as well. Any other exception is a bug and keeps its traceback.
+    or ESOD_DEBUG=1 its traceback as well. Any other exception is a bug: one line says what and where.
     Use as ``sys.exit(run_main(main))``.
     """
     try:
@@ -292,12 +327,10 @@ def run_main(main: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not is_user_error(error):
-            raise
+    except Exception as error:  # noqa: BLE001 - whatever it is, the user is told in one line
         if debugging():
             traceback.print_exc()
-        print(f"error: {_describe(error)}", file=sys.stderr)
+        print(f"error: {_describe(error)}" if is_user_error(error) else _describe_bug(error), file=sys.stderr)
         return 1
 
 
@@ -312,6 +345,13 @@ def is_user_error(error: BaseException) -> bool:
 def debugging() -> bool:
     """Whether tracebacks are wanted: ``--debug`` on the command line, or ESOD_DEBUG=1."""
     return "--debug" in sys.argv[1:] or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
+
+
+def _describe_bug(error: BaseException) -> str:
+    """One line about an exception that nobody wrote for the user: what, where, and how to see more."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return f"internal error: {what} ({frame.filename}:{frame.lineno}; --debug shows the traceback)"
 
 
 def _raised_by_us(error: BaseException) -> bool:
@@ -337,8 +377,4 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     text = str(error) or type(error).__name__
-    return (
-        text
-        if _is_own_class(error) or isinstance(error, OSError)
-        else f"{text} ({DEBUG_VARIABLE}=1 shows where)"
-    )
+    return text if _is_own_class(error) or isinstance(error, OSError) else f"{text} (--debug shows where)"

@@ -305,6 +305,9 @@ class TrainConfig:
     noautoanchor: bool = False
     seed: int = 0
     deterministic: bool = False
+    logger: list[Literal["tensorboard", "wandb", "mlflow", "none"]] = field(
+        default_factory=lambda: ["tensorboard"]
+    )
     project: str = "runs/train"
     name: str = "exp"
     exist_ok: bool = False

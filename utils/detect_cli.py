@@ -11,6 +11,7 @@ from utils.cli import (
     add_model_arguments,
     add_run_arguments,
     add_speed_arguments,
+    check_model_options,
     default_workers,
     non_negative_int,
     positive_int,
@@ -31,9 +32,17 @@ REFUSED = {
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
 
 
+EXAMPLES = (
+    "python detect.py --weights weights/sample_yolov5n.pt --source data/images --img-size 960 --view-cluster",
+    "python detect.py --weights W.pt --source flight.mp4 --img-size 1536 --max-patches 24 --half --device 0",
+    "python detect.py --weights W.pt --source pictures --save-txt --save-conf --nosave",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_detect_parser() -> Parser:
     """The command line of detection."""
-    parser = Parser(DESCRIPTION, REFUSED, prog="detect.py")
+    parser = Parser(DESCRIPTION, REFUSED, prog="detect.py", examples=EXAMPLES)
     parser.epilog = EPILOG
     parser.add_argument(
         "--weights",
@@ -187,6 +196,7 @@ def parse_detect_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     """The options of a command line (default: this process's); contradictions end it with status 2."""
     parser = build_detect_parser()
     options = parser.parse_args(arguments)
+    check_model_options(parser, options)
     if options.save_conf and not options.save_txt:
         parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
     return options

@@ -1,4 +1,4 @@
-"""What a run says and records: messages, ``results.csv``, TensorBoard, ``results.png``.
+"""What a run says and records by itself: messages, ``results.csv``, ``results.png``; see utils/trackers.py for others.
 
 Recording only: what is measured, and when, is decided elsewhere. In several processes the main one
 alone speaks and writes.
@@ -7,7 +7,6 @@ alone speaks and writes.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import io
 import logging
 import os
@@ -64,17 +63,23 @@ def warnings_only(wanted: bool = True) -> Iterator[None]:
         logger.setLevel(before)
 
 
-class TrainLogger(Protocol):
-    """Where a training run records its numbers and pictures."""
+class RunLogger(Protocol):
+    """Where a training run records what it is and what it finds. Epochs count from 0."""
 
-    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Record the named numbers of an epoch (from 0)."""
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record what the run was started with: nested mappings of plain data. Once, in a new run."""
 
-    def image(self, name: str, path: Path) -> None:
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Record the named numbers of an epoch."""
+
+    def log_image(self, name: str, path: Path) -> None:
         """Record a picture that has been written to a file."""
 
-    def close(self) -> None:
-        """Finish writing."""
+    def log_file(self, path: Path) -> None:
+        """Record a file that the run leaves (table, curves, weights)."""
+
+    def finish(self, completed: bool) -> None:
+        """End the recording; not completed: the run was stopped or failed, and may be resumed."""
 
 
 class CsvLogger:
@@ -97,17 +102,23 @@ class CsvLogger:
             self._read(resume_epoch)
             self._write()
 
-    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """The run's config.yaml has it."""
+
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Add the row of an epoch; numbers with 6 significant digits."""
         self.columns += [name for name in metrics if name not in self.columns]
         values = {name: f"{float(value):.6g}" for name, value in metrics.items()}
         self.rows.append({EPOCH_COLUMN: str(epoch), **values})
         self._write()
 
-    def image(self, name: str, path: Path) -> None:
+    def log_image(self, name: str, path: Path) -> None:
         """A table holds no pictures: the file at path is all there is to record."""
 
-    def close(self) -> None:
+    def log_file(self, path: Path) -> None:
+        """The file is in the run folder already."""
+
+    def finish(self, completed: bool) -> None:
         """Every row is on disk already."""
 
     def _read(self, resume_epoch: int) -> None:
@@ -146,13 +157,19 @@ class PlotLogger:
         self.csv_path = csv_path
         self.png_path = png_path
 
-    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """The numbers are read from the table at the end."""
-
-    def image(self, name: str, path: Path) -> None:
+    def log_config(self, config: Mapping[str, Any]) -> None:
         """Curves only."""
 
-    def close(self) -> None:
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """The numbers are read from the table at the end."""
+
+    def log_image(self, name: str, path: Path) -> None:
+        """Curves only."""
+
+    def log_file(self, path: Path) -> None:
+        """Curves only."""
+
+    def finish(self, completed: bool) -> None:
         """Draw the curves, when there is an epoch to draw."""
         if self.csv_path.exists() and len(self.csv_path.read_text(encoding="utf-8").splitlines()) > 1:
             from utils.plots import plot_results
@@ -160,73 +177,33 @@ class PlotLogger:
             plot_results(self.csv_path, self.png_path)
 
 
-class TensorBoardLogger:
-    """Scalars and pictures for ``tensorboard --logdir runs``."""
-
-    def __init__(self, folder: str | Path, resume_epoch: int | None = None) -> None:
-        """Raises ImportError when the tensorboard package is missing; see `build_train_logger`."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        # Events from the resumed epoch on belong to the part of the run that was lost.
-        self._writer: Any = SummaryWriter(str(folder), purge_step=resume_epoch)
-        self._epoch = resume_epoch or 0
-
-    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """One scalar per name; a "/" in it groups the charts."""
-        self._epoch = epoch
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, float(value), epoch)
-
-    def image(self, name: str, path: Path) -> None:
-        """Show a picture file (any format OpenCV reads) under a name."""
-        import cv2
-
-        picture = cv2.imread(str(path), cv2.IMREAD_COLOR)
-        if picture is None:
-            raise LogError(f"{path}: not readable as a picture")
-        self._writer.add_image(name, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB), self._epoch, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write what is still in memory."""
-        self._writer.close()
-
-
 class CombinedLogger:
     """Several loggers as one, in the given order."""
 
-    def __init__(self, loggers: Sequence[TrainLogger]) -> None:
+    def __init__(self, loggers: Sequence[RunLogger]) -> None:
         self.loggers = list(loggers)
 
-    def log(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def log_config(self, config: Mapping[str, Any]) -> None:
+        """Record the configuration everywhere."""
+        for logger in self.loggers:
+            logger.log_config(config)
+
+    def log_metrics(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Record an epoch everywhere."""
         for logger in self.loggers:
-            logger.log(epoch, metrics)
+            logger.log_metrics(epoch, metrics)
 
-    def image(self, name: str, path: Path) -> None:
+    def log_image(self, name: str, path: Path) -> None:
         """Record a picture everywhere."""
         for logger in self.loggers:
-            logger.image(name, path)
+            logger.log_image(name, path)
 
-    def close(self) -> None:
+    def log_file(self, path: Path) -> None:
+        """Record a file everywhere."""
+        for logger in self.loggers:
+            logger.log_file(path)
+
+    def finish(self, completed: bool) -> None:
         """Finish everywhere."""
         for logger in self.loggers:
-            logger.close()
-
-
-def build_train_logger(folder: str | Path, resume_epoch: int | None = None) -> TrainLogger:
-    """Everything a run records in its folder: ``results.csv``, ``results.png``, TensorBoard when installed.
-
-    For the main process alone (`utils.dist.is_main`).
-
-    Args:
-        folder: the run folder, which exists.
-        resume_epoch: the epoch a resumed run begins with; None for a new run.
-    """
-    run = Path(folder)
-    loggers: list[TrainLogger] = [CsvLogger(run / "results.csv", resume_epoch)]
-    if importlib.util.find_spec("tensorboard") is None:
-        get_logger().info("TensorBoard is not installed: numbers go to results.csv only")
-    else:
-        loggers.append(TensorBoardLogger(run, resume_epoch))
-    loggers.append(PlotLogger(run / "results.csv", run / "results.png"))
-    return CombinedLogger(loggers)
+            logger.finish(completed)

@@ -12,6 +12,7 @@ from utils.cli import (
     add_model_arguments,
     add_report_argument,
     add_run_arguments,
+    check_model_options,
     positive_int,
     probability,
 )
@@ -26,10 +27,21 @@ REFUSED = {
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
 
 
+EXAMPLES = (
+    "python test.py --data data/sample.yaml --weights weights/sample_yolov5n.pt --img-size 960",
+    "python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --device 0 --official",
+    "python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --task measure --batch-size 1",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_test_parser() -> Parser:
     """The parser of ``test.py``."""
     parser = Parser(
-        "Test a detector on a dataset: accuracy and patch selection, or cost.", REFUSED, prog="test.py"
+        "Test a detector on a dataset: accuracy and patch selection, or cost.",
+        REFUSED,
+        prog="test.py",
+        examples=EXAMPLES,
     )
     group = parser.add_argument_group("what to test, and how")
     group.add_argument("--data", default="data/visdrone.yaml", metavar="YAML", help="dataset")
@@ -90,10 +102,23 @@ def parse_test_options(arguments: Sequence[str] | None = None) -> argparse.Names
     """The options of a command line (default: this process's); contradictions end it with status 2."""
     parser = build_test_parser()
     options = parser.parse_args(arguments)
+    check_model_options(parser, options)
     if options.analyse and options.task in ("measure", "speed"):
         parser.error(
             f"--analyse needs detections and labels, --task {options.task} only measures cost: use val"
         )
+    cost_only = options.task in ("measure", "speed")
+    for name, flag in (
+        ("--save-txt", options.save_txt),
+        ("--save-json", options.save_json),
+        ("--official", options.official),
+    ):
+        if flag and cost_only:
+            parser.error(
+                f"{name} needs detections of the whole split, --task {options.task} only measures cost: use val"
+            )
+    if options.save_conf and not (options.save_txt or options.official):
+        parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
     if options.analyse and options.augment:
         parser.error("--analyse looks at one pass over each image, --augment merges three: leave one out")
     return options

@@ -14,25 +14,27 @@ from utils.cli import (
     add_model_arguments,
     add_report_argument,
     add_run_arguments,
+    check_model_options,
     non_negative_int,
     positive_int,
     probability,
 )
 from utils.published import PRETRAINED
+from utils.trackers import NONE, TRACKERS
 from utils.typed_data import ConfigError
 
 LATEST = "latest"
 """Value of ``--resume`` given without a checkpoint."""
 
-_RECORDS = "results go to results.csv and TensorBoard in the run folder"
+_RECORDS = "results go to results.csv in the run folder and to what --logger names"
 
 REFUSED = {
     "--adam": "use --optimizer adam",
     "--cache-images": "use --cache ram",
     "--quad": "use --multi-scale, or a larger --img-size",
-    "--evolve": "set hyper-parameters in a file and give it as --hyp",
+    "--evolve": "scripts/tune.py searches hyper-parameters",
     "--noval": "use --notest",
-    "--notensorboard": "leave out the package tensorboard",
+    "--notensorboard": "use --logger none",
     "--half": "use --amp fp16",
     "--fp16": "use --amp fp16",
     "--bf16": "use --amp bf16",
@@ -54,9 +56,23 @@ REFUSED = {
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
 
 
+EXAMPLES = (
+    "python train.py --data data/visdrone.yaml --cfg models/cfg/yolov5m.yaml --img-size 1536 --batch-size 8 --device 0",
+    "python train.py --data ships.yaml --cfg models/cfg/yolov5s.yaml --weights none --img-size 1280 --logger tensorboard mlflow",
+    "python train.py --data data/sample.yaml --cfg models/cfg/yolov5n.yaml --weights weights/sample_yolov5n.pt --epochs 1 --slicer none",
+    "python train.py --resume runs/train/exp/weights/last.pt",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_train_parser() -> Parser:
     """The parser of ``train.py``; options are named after the first form of their flag (``img_size``)."""
-    parser = Parser("Train a detector: ESOD, or its dense twin with --slicer none.", REFUSED, prog="train.py")
+    parser = Parser(
+        "Train a detector: ESOD, or its dense twin with --slicer none.",
+        REFUSED,
+        prog="train.py",
+        examples=EXAMPLES,
+    )
     _add_what(parser)
     _add_schedule(parser)
     _add_data(parser)
@@ -80,6 +96,20 @@ def given_options(arguments: Sequence[str]) -> dict[str, Any]:
     for action in parser._actions:
         action.default = argparse.SUPPRESS
     return vars(parser.parse_args(arguments))
+
+
+def parse_train_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line (default: this process's); contradictions end it with status 2."""
+    parser = build_train_parser()
+    options = parser.parse_args(arguments)
+    check_model_options(parser, options)
+    if options.nosave and options.save_period > 0:
+        parser.error("--save-period keeps checkpoints that --nosave does not write: leave one out")
+    if options.notest and "--patience" in parser.given and options.patience:
+        parser.error("--patience waits for better scores, --notest measures none: leave one out")
+    if NONE in options.logger and len(options.logger) > 1:
+        parser.error(f"--logger none excludes the others: {' '.join(options.logger)}")
+    return options
 
 
 def initial_weights(weights: str | None, cfg: str | Path) -> Path | None:
@@ -248,7 +278,16 @@ def _add_hardware(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("checkpoints and tests")
+    group = parser.add_argument_group("checkpoints, tests and records")
+    group.add_argument(
+        "--logger",
+        nargs="+",
+        choices=(*TRACKERS, NONE),
+        default=["tensorboard"],
+        metavar="NAME",
+        help="record the run, besides results.csv, with these: tensorboard, wandb, mlflow; none: with none of them "
+        "(default: tensorboard)",
+    )
     group.add_argument(
         "--nosave",
         action="store_true",

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from utils.cli import run_main
+
 METRICS: dict[str, Any] = {
     "detection": {"ap": 0.3714, "ap50": 0.65, "ap75": 0.4, "ap_small": 0.31},
     "selector": {"missing_rate": 0.0125, "empty_rate": 0.5, "occupancy": 0.5},
@@ -105,7 +107,7 @@ def test_unusable_files_are_clear_errors(
 ) -> None:
     run = write_run(tmp_path / "esod")
     damage(run)
-    assert summary.main(["--esod", str(run)]) == 1
+    assert run_main(lambda: summary.main(["--esod", str(run)])) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err

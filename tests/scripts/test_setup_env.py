@@ -286,5 +286,5 @@ def test_key_changes_with_the_requirements(house: House) -> None:
 
 def test_unknown_arguments_are_refused(house: House) -> None:
     result = house.run("--prod")
-    assert result.returncode == 1
+    assert result.returncode == 2
     assert "unknown argument: --prod" in result.stderr

@@ -126,6 +126,20 @@ def test_the_command_line_of_the_process_is_the_default(monkeypatch: pytest.Monk
     assert make_parser().parse_args().batch == 5
 
 
+def test_examples_end_the_help_line_by_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ("python test.py --task val", "python test.py " + "--a-long-option " * 20)
+    assert Parser("x", examples=lines).format_help().endswith(f"\nexamples:\n  {lines[0]}\n  {lines[1]}\n")
+    assert "examples" not in Parser("x").format_help()
+
+
+def test_what_was_given_is_known() -> None:
+    parser = make_parser()
+    parser.parse_args(["--imgsz=640", "--name", "x", "--batch", "3"])
+    assert parser.given == {"--imgsz", "--name", "--batch"}
+    parser.parse_args([])
+    assert parser.given == set()
+
+
 def test_help_explains_every_option_and_tells_defaults_once(capsys: pytest.CaptureFixture[str]) -> None:
     parser = make_parser()
     with pytest.raises(SystemExit) as raised:
@@ -274,10 +288,12 @@ def test_ctrl_c(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), ForeignError("deep inside"), AssertionError()])
-def test_a_bug_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)):
-        run_main(raising(error))
+@pytest.mark.parametrize("error", [KeyError("x"), ForeignError("deep\ninside"), AssertionError()])
+def test_a_bug_is_one_line_that_says_where(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_main(raising(error)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"internal error: {type(error).__name__}: ")
+    assert "test_cli.py:" in line and "--debug shows the traceback" in line
 
 
 def test_exit_of_the_parser_passes() -> None:
@@ -301,7 +317,7 @@ def test_where_a_plain_error_comes_from_decides(tmp_path: Path, capsys: pytest.C
     assert not is_user_error(ValueError("never raised"))
     # not written for the user: tell how to find the place
     assert run_main(lambda: call_in("models.somewhere", tmp_path, "int('three')")) == 1
-    assert "'three' (ESOD_DEBUG=1 shows where)\n" in capsys.readouterr().err
+    assert "'three' (--debug shows where)\n" in capsys.readouterr().err
 
 
 def call_in(module: str, folder: Path, expression: str) -> None:

@@ -1,9 +1,7 @@
-"""Messages, results.csv (also resumed), TensorBoard, and that the curves are drawn at the end."""
+"""Messages, results.csv (also resumed), and that the curves are drawn at the end."""
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
 import logging
 import math
 import subprocess
@@ -14,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pytest
 
 from utils.logger import (
@@ -23,9 +20,7 @@ from utils.logger import (
     CsvLogger,
     LogError,
     PlotLogger,
-    TensorBoardLogger,
-    TrainLogger,
-    build_train_logger,
+    RunLogger,
     get_logger,
 )
 
@@ -72,11 +67,11 @@ def test_nothing_happens_at_import(root: Path) -> None:
 def test_csv_by_hand(tmp_path: Path) -> None:
     logger = CsvLogger(tmp_path / "results.csv")
     assert not (tmp_path / "results.csv").exists()
-    logger.log(0, {"train/loss": 1 / 3, "val/AP": 0.5})
-    logger.log(1, {"val/AP": math.nan, "train/loss": 1234567.0})
-    logger.log(2, {"train/loss": 1, "lr/0": 1e-5})
-    logger.image("mosaic", tmp_path / "mosaic.jpg")
-    logger.close()
+    logger.log_metrics(0, {"train/loss": 1 / 3, "val/AP": 0.5})
+    logger.log_metrics(1, {"val/AP": math.nan, "train/loss": 1234567.0})
+    logger.log_metrics(2, {"train/loss": 1, "lr/0": 1e-5})
+    logger.log_image("mosaic", tmp_path / "mosaic.jpg")
+    logger.finish(True)
     assert (tmp_path / "results.csv").read_text().splitlines() == [
         "epoch,train/loss,val/AP,lr/0",
         "0,0.333333,0.5,",
@@ -90,18 +85,18 @@ def test_csv_resumed_drops_what_is_done_again(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     first = CsvLogger(path)
     for epoch in range(5):
-        first.log(epoch, {"loss": 10 + epoch, "AP": epoch / 10})
+        first.log_metrics(epoch, {"loss": 10 + epoch, "AP": epoch / 10})
     resumed = CsvLogger(path, resume_epoch=3)
     assert path.read_text().splitlines() == ["epoch,loss,AP", "0,10,0", "1,11,0.1", "2,12,0.2"]
-    resumed.log(3, {"AP": 0.9, "loss": 7, "new": 1})
+    resumed.log_metrics(3, {"AP": 0.9, "loss": 7, "new": 1})
     expected = ["epoch,loss,AP,new", "0,10,0,", "1,11,0.1,", "2,12,0.2,", "3,7,0.9,1"]
     assert path.read_text().splitlines() == expected
 
 
 def test_csv_resumed_without_a_file_and_begun_over_an_old_one(tmp_path: Path) -> None:
-    CsvLogger(tmp_path / "a.csv", resume_epoch=4).log(4, {"loss": 1})
+    CsvLogger(tmp_path / "a.csv", resume_epoch=4).log_metrics(4, {"loss": 1})
     assert (tmp_path / "a.csv").read_text() == "epoch,loss\n4,1\n"
-    CsvLogger(tmp_path / "a.csv").log(0, {"AP": 2})
+    CsvLogger(tmp_path / "a.csv").log_metrics(0, {"AP": 2})
     assert (tmp_path / "a.csv").read_text() == "epoch,AP\n0,2\n"
 
 
@@ -125,17 +120,17 @@ def test_a_kill_while_writing_leaves_the_former_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CsvLogger(tmp_path / "results.csv")
-    logger.log(0, {"loss": 1})
+    logger.log_metrics(0, {"loss": 1})
 
     def killed(*_: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        logger.log(1, {"loss": 2})
+        logger.log_metrics(1, {"loss": 2})
     assert (tmp_path / "results.csv").read_text() == "epoch,loss\n0,1\n"
     monkeypatch.undo()
-    CsvLogger(tmp_path / "results.csv", resume_epoch=1).log(1, {"loss": 3})
+    CsvLogger(tmp_path / "results.csv", resume_epoch=1).log_metrics(1, {"loss": 3})
     assert (tmp_path / "results.csv").read_text() == "epoch,loss\n0,1\n1,3\n"
     assert [path.name for path in tmp_path.iterdir()] == ["results.csv"]
 
@@ -144,31 +139,34 @@ class Recorder:
     def __init__(self, name: str, calls: list[tuple[Any, ...]]) -> None:
         self.name, self.calls = name, calls
 
-    def log(self, epoch: int, metrics: Any) -> None:
-        self.calls.append((self.name, "log", epoch, dict(metrics)))
+    def log_config(self, config: Any) -> None:
+        self.calls.append((self.name, "config", dict(config)))
 
-    def image(self, name: str, path: Path) -> None:
+    def log_metrics(self, epoch: int, metrics: Any) -> None:
+        self.calls.append((self.name, "metrics", epoch, dict(metrics)))
+
+    def log_image(self, name: str, path: Path) -> None:
         self.calls.append((self.name, "image", name, path))
 
-    def close(self) -> None:
-        self.calls.append((self.name, "close"))
+    def log_file(self, path: Path) -> None:
+        self.calls.append((self.name, "file", path))
+
+    def finish(self, completed: bool) -> None:
+        self.calls.append((self.name, "finish", completed))
 
 
 def test_combined_tells_everyone_in_order() -> None:
     calls: list[tuple[Any, ...]] = []
-    loggers: list[TrainLogger] = [Recorder("a", calls), Recorder("b", calls)]
+    loggers: list[RunLogger] = [Recorder("a", calls), Recorder("b", calls)]
     combined = CombinedLogger(loggers)
-    combined.log(1, {"x": 2.0})
-    combined.image("m", Path("m.jpg"))
-    combined.close()
-    assert calls == [
-        ("a", "log", 1, {"x": 2.0}),
-        ("b", "log", 1, {"x": 2.0}),
-        ("a", "image", "m", Path("m.jpg")),
-        ("b", "image", "m", Path("m.jpg")),
-        ("a", "close"),
-        ("b", "close"),
-    ]
+    combined.log_config({"lr0": 0.1})
+    combined.log_metrics(1, {"x": 2.0})
+    combined.log_image("m", Path("m.jpg"))
+    combined.log_file(Path("best.pt"))
+    combined.finish(False)
+    told = [("config", {"lr0": 0.1}), ("metrics", 1, {"x": 2.0}), ("image", "m", Path("m.jpg")),
+            ("file", Path("best.pt")), ("finish", False)]  # fmt: skip
+    assert calls == [(name, *call) for call in told for name in "ab"]
 
 
 @pytest.fixture
@@ -185,14 +183,14 @@ def test_curves_are_drawn_when_there_is_something_to_draw(
     tmp_path: Path, plotted: list[tuple[Path, Path]]
 ) -> None:
     logger = PlotLogger(tmp_path / "results.csv", tmp_path / "results.png")
-    logger.close()
+    logger.finish(True)
     (tmp_path / "results.csv").write_text("epoch,loss\n")
-    logger.close()
+    logger.finish(True)
     assert plotted == []
     (tmp_path / "results.csv").write_text("epoch,loss\n0,1\n")
-    logger.log(0, {"loss": 1})
-    logger.image("mosaic", tmp_path / "mosaic.jpg")
-    logger.close()
+    logger.log_metrics(0, {"loss": 1})
+    logger.log_image("mosaic", tmp_path / "mosaic.jpg")
+    logger.finish(True)
     assert plotted == [(tmp_path / "results.csv", tmp_path / "results.png")]
 
 
@@ -200,62 +198,8 @@ def test_the_real_curves(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     table = CsvLogger(tmp_path / "results.csv")
     for epoch in range(3):
-        table.log(epoch, {"train/loss": 1 / (epoch + 1), **({"val/AP": 0.5} if epoch == 2 else {})})
-    PlotLogger(tmp_path / "results.csv", tmp_path / "results.png").close()
+        table.log_metrics(epoch, {"train/loss": 1 / (epoch + 1), **({"val/AP": 0.5} if epoch == 2 else {})})
+    PlotLogger(tmp_path / "results.csv", tmp_path / "results.png").finish(True)
     picture = cv2.imread(str(tmp_path / "results.png"))
     assert picture is not None
     assert picture.std() > 0
-
-
-def test_without_tensorboard_there_is_a_notice(
-    tmp_path: Path,
-    plotted: list[tuple[Path, Path]],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    real_find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, *a: None if n == "tensorboard" else real_find(n, *a)
-    )
-    real_import = builtins.__import__
-
-    def no_tensorboard(name: str, *args: Any, **kwargs: Any) -> Any:
-        if "tensorboard" in name:
-            raise ImportError(name)
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_tensorboard)
-    logger = build_train_logger(tmp_path)
-    assert "TensorBoard is not installed" in capsys.readouterr().out
-    logger.log(0, {"loss": 1.0})
-    logger.image("mosaic", tmp_path / "missing.jpg")
-    logger.close()
-    assert (tmp_path / "results.csv").read_text() == "epoch,loss\n0,1\n"
-    assert len(plotted) == 1
-
-
-@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
-def test_tensorboard_has_the_numbers_and_the_picture(
-    tmp_path: Path, plotted: list[tuple[Path, Path]]
-) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    picture = tmp_path / "mosaic.png"
-    cv2.imwrite(str(picture), np.full((4, 6, 3), (255, 0, 0), np.uint8))
-    for resume_epoch in (None, 1):  # epoch 1 is done again after resuming
-        logger = build_train_logger(tmp_path, resume_epoch)
-        for epoch in range(resume_epoch or 0, 2):
-            logger.log(epoch, {"train/loss": epoch + 0.5 * (resume_epoch or 0)})
-        logger.image("mosaic", picture)
-        logger.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(0, 0.0), (1, 1.5)]
-    image = events.Images("mosaic")[-1]
-    pixels = cv2.imdecode(np.frombuffer(image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR)
-    assert pixels is not None
-    assert (pixels.shape, pixels[0, 0].tolist()) == ((4, 6, 3), [255, 0, 0])
-    assert (tmp_path / "results.csv").read_text() == "epoch,train/loss\n0,0\n1,1.5\n"
-    board = TensorBoardLogger(tmp_path)
-    with pytest.raises(LogError, match="not readable as a picture"):
-        board.image("mosaic", tmp_path / "missing.png")
-    board.close()

@@ -44,6 +44,7 @@ OPTIONS: dict[str, Any] = {
     "label_smoothing": None,
     "seed": 0,
     "deterministic": False,
+    "logger": ["tensorboard"],
     "amp": "auto",
     "train_patches": None,
     "slicer": None,
