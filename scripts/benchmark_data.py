@@ -100,9 +100,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomic(args.json, lambda file: file.write(text.encode()))
 
 
+EXAMPLES = (
+    "python scripts/benchmark_data.py --samples 60 --json docs/results/data_pipeline.json",
+    "python scripts/benchmark_data.py --images VisDrone/VisDrone2019-DET-train/images",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Time and memory per training sample, against a straightforward pipeline.")
+    parser = Parser(
+        "Time and memory per training sample, against a straightforward pipeline.", examples=EXAMPLES
+    )
     parser.add_argument(
         "--images", type=Path, metavar="DIR", help="take labelled JPEG files from here (default: draw some)"
     )

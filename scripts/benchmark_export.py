@@ -111,9 +111,17 @@ def summary(times: dict[str, list[list[float]]], name: str) -> dict[str, float]:
     return {"median_ms": statistics.median(own), "ratio_to_torch": statistics.median(ratios)}
 
 
+EXAMPLES = (
+    "python scripts/benchmark_export.py --weights W.pt --exported W_stem.onnx W_stem.xml --source data/images",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Time exported files against torch on a CPU, picture by picture, in turns.")
+    parser = Parser(
+        "Time exported files against torch on a CPU, picture by picture, in turns.", examples=EXAMPLES
+    )
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="what was exported"
     )

@@ -104,9 +104,15 @@ def line(score: ModeScore) -> str:
     return f"{score.mode}: AP {score.ap:.3f}, AP50 {score.ap50:.3f}{verdict}"
 
 
+EXAMPLES = (
+    "python scripts/compare_modes.py --weights runs/train/exp/weights/best.pt --data data/visdrone.yaml --img-size 1536",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("AP of a model in several modes of computing.")
+    parser = Parser("AP of a model in several modes of computing.", examples=EXAMPLES)
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="checkpoint to test"
     )

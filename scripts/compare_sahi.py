@@ -68,9 +68,17 @@ def main() -> None:
         update_page(args.page, section(content, args), MARKERS, NEW_PAGE)
 
 
+EXAMPLES = (
+    "python scripts/compare_sahi.py --data data/sample.yaml --weights weights/sample_yolov5n.pt --img-size 960 --limit 4",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The parser of this script."""
-    parser = Parser("Compare ESOD with SAHI's sliced inference of the same weights on labelled images.")
+    parser = Parser(
+        "Compare ESOD with SAHI's sliced inference of the same weights on labelled images.", examples=EXAMPLES
+    )
     parser.add_argument("--data", default="data/visdrone.yaml", metavar="YAML", help="dataset")
     parser.add_argument("--split", default="val", choices=("val", "test", "train"), help="which images of it")
     parser.add_argument(

@@ -69,7 +69,6 @@ OPTIONS_OF = {
 
 EXAMPLES = (
     "python scripts/data_prepare.py --dataset VisDrone",
-    "python scripts/data_prepare.py --dataset UAVDT --root UAVDT --single-class",
     "python scripts/data_prepare.py --dataset VisDrone --sam-weights sam_vit_b_01ec64.pth --sam-type vit_b",
     "python scripts/data_prepare.py --dataset coco --images photos/images --annotations photos/annotations.json",
     "python scripts/data_prepare.py --dataset yolo --images photos/images --names car person",

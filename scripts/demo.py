@@ -23,6 +23,12 @@ from utils.cli import (
 )
 from utils.logger import get_logger
 
+EXAMPLES = (
+    "python scripts/demo.py",
+    "python scripts/demo.py --weights runs/train/exp/weights/best.pt --img-size 1536 --port 7861",
+)
+"""Shown at the end of ``--help``."""
+
 
 def build_parser() -> Parser:
     """The command line."""
@@ -30,6 +36,7 @@ def build_parser() -> Parser:
         "Serve a page on this machine: drop an image, move sliders, see boxes, heatmap, patches and cost. "
         "Works offline; needs the package gradio.",
         prog="demo.py",
+        examples=EXAMPLES,
     )
     parser.add_argument("--weights", metavar="PT", help="checkpoint (default: the best that is shipped)")
     add_image_size_argument(parser, default=960)

@@ -197,9 +197,15 @@ def table(times: Sequence[PartTimes]) -> str:
     return "\n".join(lines)
 
 
+EXAMPLES = (
+    "python scripts/int8_speed.py --cfg models/cfg/yolov5m.yaml --img-size 896x1536 --kept 0.2 --threads 2",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Time a detector in int8 against float32, on this CPU.")
+    parser = Parser("Time a detector in int8 against float32, on this CPU.", examples=EXAMPLES)
     parser.add_argument("--cfg", type=Path, required=True, metavar="YAML", help="model, models/cfg/NAME.yaml")
     parser.add_argument("--num-classes", type=positive_int, default=10, metavar="N", help="classes")
     parser.add_argument(

@@ -100,9 +100,15 @@ def add_accuracy(
         result.ap, result.ap50 = found.detection.ap, found.detection.ap50
 
 
+EXAMPLES = (
+    "python scripts/latency_knob.py --weights W.pt --data data/visdrone.yaml --img-size 864x1536 --max-patches 8 16 24 0",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line."""
-    parser = Parser("Time and accuracy over the number of patches that an image may have.")
+    parser = Parser("Time and accuracy over the number of patches that an image may have.", examples=EXAMPLES)
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="checkpoint with patches"
     )

@@ -80,9 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_results(study, folder, base)
 
 
+EXAMPLES = (
+    "python scripts/tune.py --name drones --trials 30 -- --data data/visdrone.yaml --cfg models/cfg/yolov5s.yaml --epochs 20",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_parser() -> Parser:
     """The command line before ``--``."""
-    parser = Parser("Search for hyper-parameters; what stands behind -- goes to train.py.")
+    parser = Parser("Search for hyper-parameters; what stands behind -- goes to train.py.", examples=EXAMPLES)
     parser.add_argument("--name", default="exp", help="of the search; the same name goes on with it")
     parser.add_argument("--project", default="runs/tune", metavar="DIR", help="folder of the searches")
     parser.add_argument(

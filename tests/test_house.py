@@ -368,7 +368,8 @@ def help_texts(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, subproces
 
 def options_without_help(text: str) -> list[str]:
     """Options and positional arguments in argparse's help that have no text of their own."""
-    entries = re.split(r"^ {2}(?=\S)", text.partition("\n\n")[2], flags=re.MULTILINE)[1:]
+    options = text.partition("\n\n")[2].partition("\nexamples:\n")[0]
+    entries = re.split(r"^ {2}(?=\S)", options, flags=re.MULTILINE)[1:]
     bare = []
     for entry in entries:
         first, _, rest = entry.partition("\n")

@@ -131,8 +131,14 @@ def check_python(script: str, options: Sequence[str]) -> str | None:
     """What is wrong with ``python SCRIPT OPTIONS``, if anything."""
     if not (ROOT / script).is_file():
         return f"there is no {script}"
+    own, passed_on = list(options), None
+    if "--" in own:  # what stands behind it goes to train.py
+        split = own.index("--")
+        own, passed_on = own[:split], own[split + 1 :]
     try:
-        parser_of(script)(list(options))
+        parser_of(script)(own)
+        if passed_on is not None:
+            parser_of("train.py")(passed_on)
     except SystemExit as error:
         if error.code:
             return f"{script} does not accept: {' '.join(options)}"

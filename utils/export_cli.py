@@ -21,6 +21,13 @@ REFUSED = {
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
 
 
+EXAMPLES = (
+    "python export.py --weights weights/sample_yolov5n.pt --include onnx openvino",
+    "python export.py --weights W.pt --include onnx --max-patches 24 --img-size 864x1536",
+)
+"""Shown at the end of ``--help``."""
+
+
 def build_export_parser() -> Parser:
     """The command line of the export."""
     parser = Parser(
@@ -28,6 +35,7 @@ def build_export_parser() -> Parser:
         "also one file that holds everything for a fixed size and number of patches. docs/export.md has examples.",
         REFUSED,
         prog="export.py",
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "--weights",

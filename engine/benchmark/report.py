@@ -14,7 +14,7 @@ MARKERS = ("<!-- made by scripts/benchmark.py: begin -->", "<!-- made by scripts
 NEW_PAGE = f"""# Speed
 
 How fast the detectors run, and how near that is to what the device can do. What stands between the two marks below
-is written by `scripts/benchmark.py` from the JSON files in [results](results/); text outside of them is kept.
+is written by `scripts/benchmark.py` from the JSON files in [results](results/README.md); text outside of them is kept.
 
 {MARKERS[0]}
 {MARKERS[1]}
