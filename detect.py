@@ -11,18 +11,20 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import closing
 
 import cv2
 
 from engine.inference import Detector, load_model
-from engine.predictor import NetworkInput
+from engine.windows import FramePredictor, WholePredictor, WindowPredictor
 from models.decode import PostprocessConfig
 from utils.cli import model_overrides, run_main
 from utils.cluster_picture import BoxStyle, plural
 from utils.detect_cli import parse_detect_options
 from utils.detection_output import DetectionOutput, DetectionSummary, OutputOptions, count_classes
 from utils.geojson import require_rasterio
+from utils.images import ImageError
 from utils.logger import get_logger, warnings_only
 from utils.progress import Progress
 from utils.record_files import ReaderGoneError, RecordOptions, json_lines_file, open_records
@@ -44,7 +46,7 @@ def detect(options: argparse.Namespace) -> int:
     if options.save_geojson:
         require_rasterio()
     with warnings_only(options.quiet), json_lines_file(options.json) as json_lines:
-        source = open_source(options.source, options.reconnect)
+        source = open_source(options.source, options.reconnect, windows=options.window is not None)
         detector = load_model(
             options.weights,
             options.device,
@@ -64,7 +66,7 @@ def detect(options: argparse.Namespace) -> int:
             with DetectionOutput(
                 folder, detector.names, _output_options(options), source.relative, options.workers, records
             ) as output:
-                detect_all(source, detector, output, summary, options)
+                detect_all(source, _predictor(options, detector), output, summary, options)
         except KeyboardInterrupt:
             status = INTERRUPTED
             log.warning("stopped by Ctrl-C; what was finished is complete")
@@ -82,40 +84,39 @@ def detect(options: argparse.Namespace) -> int:
 
 def detect_all(
     source: Source,
-    detector: Detector,
+    predictor: FramePredictor,
     output: DetectionOutput,
     summary: DetectionSummary,
     options: argparse.Namespace,
 ) -> None:
     """Detect in every frame of a source, write what was asked for, say a line about each or show a progress bar."""
     log = get_logger()
-    post = _postprocessing(options)
-
-    def prepare(frame: Frame) -> NetworkInput:
-        return detector.prepare(frame.image, options.img_size)
-
     with (
-        closing(source.read_ahead(prepare, options.workers)) as frames,
+        closing(source.read_ahead(predictor.prepare, options.workers)) as frames,
         Progress(not options.quiet) as progress,
     ):
         say = log.info if options.verbose or not (progress.shown and sys.stdout.isatty()) else log.debug
         started = time.perf_counter()
-        for frame, network_input in frames:
+        for frame, prepared in frames:
             read = time.perf_counter()
-            (prediction,) = detector.detect([network_input], post, options.augment)
+            try:
+                prediction = predictor.predict(frame, prepared)
+            except ImageError as error:  # of a picture that is read in parts
+                source.report(str(error))
+                continue
             predicted = time.perf_counter()
             output.write(frame, prediction)
             written = time.perf_counter()
             # With workers, reading and writing only take what the network had to wait for them.
             waited = {"read": (read - started) * 1e3, "write": (written - predicted) * 1e3}
             summary.add(prediction, {"read": waited["read"], **prediction.times_ms, "write": waited["write"]})
-            line = frame_line(frame, source, prediction, detector.names)
+            line = frame_line(frame, source, prediction, output.names)
             say("%s", line)
             progress.update(frame, line)
             started = time.perf_counter()
 
 
-def frame_line(frame: Frame, source: Source, prediction: PredictionLike, names: list[str]) -> str:
+def frame_line(frame: Frame, source: Source, prediction: PredictionLike, names: Sequence[str]) -> str:
     """One line about a frame: which, what was found, on how many patches, milliseconds of the network."""
     where = f"{frame.index + 1}/{frame.total or '?'} {source.relative(frame.path)}"
     if frame.frame_number is not None:
@@ -133,6 +134,22 @@ def _check_classes(classes: list[int] | None, names: list[str]) -> None:
         raise ConfigError(
             f"--classes {' '.join(map(str, unknown))}: this model has {len(names)} classes: {known}"
         )
+
+
+def _predictor(options: argparse.Namespace, detector: Detector) -> FramePredictor:
+    post = _postprocessing(options)
+    if options.window is None:
+        return WholePredictor(detector, post, options.img_size, options.augment)
+    if detector.model.input_hw is not None:
+        height, width = detector.model.input_hw
+        raise ConfigError(
+            f"--window needs a network that takes any size, and {options.weights} takes {height}×{width} only: "
+            "give the checkpoint, or the pair of files that export.py writes"
+        )
+    scale = options.img_size / options.window
+    return WindowPredictor(
+        detector, post, options.window, options.overlap, scale, options.augment, options.workers
+    )
 
 
 def _postprocessing(options: argparse.Namespace) -> PostprocessConfig:

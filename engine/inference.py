@@ -58,7 +58,7 @@ class Detector(Predictor):
         """
         hw = (image.shape[0], image.shape[1])
         # A network of one size takes every image in it.
-        return self._place(image, Letterbox.fit(hw, self.model.input_hw or letterbox_shape(hw, img_size)))
+        return self.place(image, Letterbox.fit(hw, self.model.input_hw or letterbox_shape(hw, img_size)))
 
     @torch.inference_mode()
     def detect(
@@ -98,7 +98,8 @@ class Detector(Predictor):
         """The network on a batch [B, 3, H, W] in 0–1 and of its type, run in its mode; see `ESOD.forward`."""
         return self.model(batch, timer=timer, runner=self.runner)  # type: ignore[no-any-return]
 
-    def _place(self, image: ByteImage, letterbox: Letterbox) -> NetworkInput:
+    def place(self, image: ByteImage, letterbox: Letterbox) -> NetworkInput:
+        """An image, uint8 RGB [H, W, 3], as network input, placed as a letterbox says; by any thread."""
         placed = letterbox_image(image, letterbox)
         shape = (3, *letterbox.input_hw)
         if self.device.type == "cuda":

@@ -202,8 +202,10 @@ def default_workers() -> int:
     return min(8, usable)
 
 
-def add_image_size_argument(parser: argparse.ArgumentParser, default: int = 1536) -> None:
-    """``--img-size`` (also ``--imgsz``, ``--img``) → ``img_size``, see `image_size`."""
+def add_image_size_argument(
+    parser: argparse.ArgumentParser, default: int | None = 1536, note: str = ""
+) -> None:
+    """``--img-size`` (also ``--imgsz``, ``--img``) → ``img_size``, see `image_size`; note: behind its help."""
     parser.add_argument(
         "--img-size",
         "--imgsz",
@@ -211,7 +213,7 @@ def add_image_size_argument(parser: argparse.ArgumentParser, default: int = 1536
         type=image_size,
         default=default,
         metavar="PIXELS",
-        help="network input: longer side, or HEIGHTxWIDTH such as 864x1536; pixels, multiples of 32",
+        help="network input: longer side, or HEIGHTxWIDTH such as 864x1536; pixels, multiples of 32" + note,
     )
 
 

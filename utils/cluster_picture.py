@@ -7,7 +7,7 @@ and colours are drawn by utils/draw.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from utils.draw import FONT, draw_boxes, draw_patches, overlay_heatmap
 from utils.heatmap import FloatArray, render_heatmap
 from utils.images import ByteImage
 from utils.labels import Problem, label_path, parse_label_text
-from utils.results import PredictionLike
+from utils.results import Detections, PredictionLike
 
 PANEL_PX = (480, 1920)
 """Limits of the longer side of a panel: smaller images are enlarged (for the captions), larger shrunk."""
@@ -114,6 +114,33 @@ def draw_cluster_picture(
             _captioned(truth_boxes, plural(len(boxes), "labelled object")),
         ])  # fmt: skip
     return _grid(rows)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shrunk:
+    """A prediction in the pixels of a smaller version of its picture; see `PredictionLike`."""
+
+    detections: Detections
+    heatmap: NDArray[np.float32] | None
+    patches_orig: NDArray[Any]
+    letterbox: Letterbox
+    times_ms: Mapping[str, float]
+
+
+def shrunk_prediction(prediction: PredictionLike, image_hw: tuple[int, int]) -> PredictionLike:
+    """A prediction for drawing on its picture in another size, (height, width); itself where that is its own."""
+    box = prediction.letterbox
+    if box.original_hw == image_hw:
+        return prediction
+    scale = image_hw[1] / box.original_hw[1]
+    found = prediction.detections
+    return _Shrunk(
+        Detections(found.xyxy * scale, found.score, found.label),
+        prediction.heatmap,
+        np.asarray(prediction.patches_orig) * scale,
+        Letterbox(image_hw, box.input_hw, box.scale / scale, box.pad_xy),
+        prediction.times_ms,
+    )
 
 
 def patches_caption(prediction: PredictionLike) -> str:

@@ -82,6 +82,10 @@ def read_picture(path: str | Path) -> ByteImage:
             decoded = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
             picture = None if decoded is None else bgr_to_rgb(decoded)
     except cv2.error as error:
+        if "CV_IO_MAX_IMAGE" in str(error):
+            raise ImageError(
+                f"{path}: larger than OpenCV reads (2^30 pixels): give --window 4096, and pip install rasterio"
+            ) from error
         raise ImageError(f"{path}: not decodable as a picture ({str(error).strip()})") from error
     except ValueError as error:
         raise ImageError(f"{path}: {error}") from error
@@ -90,23 +94,33 @@ def read_picture(path: str | Path) -> ByteImage:
     return picture
 
 
-def to_uint8(values: NDArray[Any]) -> ByteImage:
+def to_uint8(values: NDArray[Any], full_scale: float | None = None) -> ByteImage:
     """Pixel values of any depth as 0–255, brightness in proportion; the same shape.
 
-    8-bit stays as it is. Integers are divided by the full scale of the fewest bits (8, 10, 12, 14 or 16)
-    that hold the largest value, because 12-bit cameras often store their values unscaled in 16 bits.
-    Floats up to 1 are taken as 0–1, larger ones as integers. Negative and not-a-number become 0.
+    8-bit stays as it is. Negative and not-a-number become 0.
+
+    Args:
+        values: any shape and type.
+        full_scale: the value that becomes 255; None: `full_scale_of` the largest.
     """
     if values.dtype == np.uint8:
         return values.astype(np.uint8, copy=False)
     numbers = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
-    largest = float(numbers.max(initial=0.0))
-    if np.issubdtype(values.dtype, np.floating) and largest <= 1.0:
-        full_scale = 1.0
-    else:
-        full_scale = next((float(limit) for limit in _LARGEST_BY_BITS if largest <= limit), largest)
+    if full_scale is None:
+        full_scale = full_scale_of(float(numbers.max(initial=0.0)), np.issubdtype(values.dtype, np.floating))
     scaled: ByteImage = np.rint(np.clip(numbers * (255.0 / full_scale), 0, 255)).astype(np.uint8)
     return scaled
+
+
+def full_scale_of(largest: float, floating: bool) -> float:
+    """What is taken as white in a picture with this largest value.
+
+    Integers: the full scale of the fewest bits (8, 10, 12, 14 or 16) that hold it, because 12-bit cameras often
+    store their values unscaled in 16 bits. Floats up to 1 are taken as 0–1, larger ones as integers.
+    """
+    if floating and largest <= 1.0:
+        return 1.0
+    return next((float(limit) for limit in _LARGEST_BY_BITS if largest <= limit), largest)
 
 
 def read_video(path: Path) -> Iterator[tuple[ByteImage, VideoInfo]]:

@@ -13,6 +13,7 @@ from utils.cli import (
     add_speed_arguments,
     check_model_options,
     default_workers,
+    image_size,
     non_negative_int,
     positive_int,
     probability,
@@ -30,6 +31,8 @@ REFUSED = {
     "--update": "released checkpoints are read as they are; scripts/model_convert.py writes them anew",
 }
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
+DEFAULT_SIZE = 1536
+DEFAULT_OVERLAP = 128
 
 
 EXAMPLES = (
@@ -64,7 +67,8 @@ def build_detect_parser() -> Parser:
         metavar="N",
         help="a lost camera or stream is opened again up to N times in a row, after 1, 2, 4, … at most 30 seconds",
     )
-    add_image_size_argument(parser)
+    add_image_size_argument(parser, None, f" (default: {DEFAULT_SIZE}; with --window as large as the window)")
+    _add_window_arguments(parser)
     _add_threshold_arguments(parser)
     add_model_arguments(parser)
     add_run_arguments(parser, "detect")
@@ -72,6 +76,23 @@ def build_detect_parser() -> Parser:
     _add_talk_arguments(parser)
     _add_device_arguments(parser)
     return parser
+
+
+def _add_window_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("very large pictures")
+    group.add_argument(
+        "--window",
+        type=image_size,
+        metavar="PIXELS",
+        help="look at pictures in windows of this size, a multiple of 32, each at its own resolution; with --img-size "
+        "a window is resized to that. --max-det then counts per window",
+    )
+    group.add_argument(
+        "--overlap",
+        type=non_negative_int,
+        metavar="PIXELS",
+        help="of neighbouring windows: a multiple of 32, at most half a window, more than most objects (default: 128)",
+    )
 
 
 def _add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,4 +220,25 @@ def parse_detect_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     check_model_options(parser, options)
     if options.save_conf and not options.save_txt:
         parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
+    _check_windows(parser, options)
     return options
+
+
+def _check_windows(parser: Parser, options: argparse.Namespace) -> None:
+    """Contradictions of --window, --overlap and --img-size end the command; what was not given is filled in."""
+    if options.window is None:
+        if options.overlap is not None:
+            parser.error("--overlap is that of the windows of --window, which is not given")
+        options.img_size = options.img_size or DEFAULT_SIZE
+        return
+    if isinstance(options.window, tuple) or isinstance(options.img_size, tuple):
+        parser.error("--window is one number, and --img-size beside it too: windows are square")
+    options.overlap = (
+        min(DEFAULT_OVERLAP, options.window // 64 * 32) if options.overlap is None else options.overlap
+    )
+    if options.overlap % 32 or 2 * options.overlap > options.window:
+        parser.error(
+            f"--overlap {options.overlap} with --window {options.window}: expected a multiple of 32, "
+            f"at most {options.window // 64 * 32}"
+        )
+    options.img_size = options.img_size or options.window

@@ -17,7 +17,13 @@ from pathlib import Path
 from types import TracebackType
 
 from utils.background import WorkBehind
-from utils.cluster_picture import BoxStyle, draw_cluster_picture, load_ground_truth, plural
+from utils.cluster_picture import (
+    BoxStyle,
+    draw_cluster_picture,
+    load_ground_truth,
+    plural,
+    shrunk_prediction,
+)
 from utils.draw import draw_boxes, save_image
 from utils.frames import Frame
 from utils.images import ByteImage
@@ -92,14 +98,15 @@ class DetectionOutput:
             record.add(frame, self._relative(frame.path), prediction)
         options, in_order = self.options, frame.video is not None
         found = prediction.detections.to("cpu")
+        shown = shrunk_prediction(prediction, (frame.image.shape[0], frame.image.shape[1]))
         stem = self._stem_of(frame)  # names are given out here, so that they do not depend on the threads
         if options.save_pictures:
-            draw = partial(self._draw, frame.image, found)
+            draw = partial(self._draw, frame.image, shown.detections.to("cpu"))
             self._queue.run(
                 partial(self._picture, frame, stem, "", frame.path.suffix, draw), in_order=in_order
             )
         if options.view_cluster:
-            draw = partial(self._cluster, frame, prediction)
+            draw = partial(self._cluster, frame, shown)
             self._queue.run(
                 partial(self._picture, frame, stem, CLUSTER_ENDING, ".jpg", draw), in_order=in_order
             )
@@ -108,13 +115,12 @@ class DetectionOutput:
         if frame.frame_number is not None:
             stem = self._used.claim(stem.with_name(f"{stem.name}_{frame.frame_number:06d}"))
         if options.save_txt:
-            hw = (frame.image.shape[0], frame.image.shape[1])
             path = self.folder / "labels" / f"{stem}.txt"
-            self._queue.run(partial(write_darknet, path, found, hw, options.save_conf))
+            self._queue.run(partial(write_darknet, path, found, frame.hw, options.save_conf))
         if options.save_crop:
             crops = self.folder / "crops"
             paths = crop_paths(found.label.tolist(), self.names, crops, stem, self._used)
-            self._queue.run(partial(save_crops, frame.image, found, paths))
+            self._queue.run(partial(save_crops, frame.pixels, found, paths))
 
     def close(self) -> None:
         """Wait until everything is written, and finish videos and tables; raises what writing raised."""

@@ -19,6 +19,7 @@ from typing import NoReturn, TypeVar
 from utils.background import Jobs, look_ahead
 from utils.decoding import VideoCutError, VideoError, VideoInfo, read_picture, read_video
 from utils.images import IMAGE_SUFFIXES, ByteImage, ImageError
+from utils.large_picture import DRAWN_SIDE, DecodedPicture, LargePicture, open_large_picture
 from utils.logger import LOGGER_NAME
 
 T = TypeVar("T")
@@ -49,6 +50,7 @@ class Frame:
         total: number of files in the source; None when the source cannot know.
         video: None for an image.
         live: from a stream: frames of several streams may come in turn.
+        large: the picture itself, when ``image`` is a smaller version of it; to be looked at in windows.
     """
 
     image: ByteImage
@@ -58,6 +60,22 @@ class Frame:
     total: int | None
     video: VideoInfo | None
     live: bool = False
+    large: LargePicture | None = None
+
+    @property
+    def pixels(self) -> LargePicture:
+        """The picture in its own size, read by rectangles."""
+        return self.large or DecodedPicture(self.image)
+
+    @property
+    def hw(self) -> tuple[int, int]:
+        """Height and width of the picture in its own size: detections are in its pixels."""
+        return self.pixels.hw
+
+    @property
+    def scale(self) -> float:
+        """Pixels of ``image`` per pixel of the picture: 1 but for very large ones."""
+        return float(self.image.shape[1] / self.hw[1])
 
 
 Prepare = Callable[[Frame], T]
@@ -72,8 +90,13 @@ class Source(ABC):
         skipped: number of items that gave no picture at all so far.
     """
 
-    def __init__(self, problems: list[str] | None = None) -> None:
-        """problems: what is known to be missing before anything is read; logged here."""
+    def __init__(self, problems: list[str] | None = None, windows: bool = False) -> None:
+        """
+        Args:
+            problems: what is known to be missing before anything is read; logged here.
+            windows: very large pictures are looked at in windows, see `Frame.large`.
+        """
+        self._windows = windows
         self._known_problems = list(problems or [])
         self._start()
         for problem in self._known_problems:
@@ -101,7 +124,7 @@ class Source(ABC):
                     try:
                         item = result()
                     except (ImageError, VideoError) as error:
-                        self._report(str(error))
+                        self.report(str(error))
                         self.skipped += not isinstance(error, VideoCutError)
                         continue
                     yield item
@@ -125,15 +148,18 @@ class Source(ABC):
         self.skipped = len(self._known_problems)
         self._stopped = Event()
 
-    def _report(self, problem: str) -> None:
+    def report(self, problem: str) -> None:
+        """Note and say that something could not be read."""
         self.problems.append(problem)
         logger.warning("skipped: %s", problem)
 
 
-def file_jobs(index: int, path: Path, total: int | None, prepare: Prepare[T]) -> Jobs[tuple[Frame, T]]:
-    """One job per frame of a file, a picture or a video; total: number of files in the source."""
+def file_jobs(
+    index: int, path: Path, total: int | None, prepare: Prepare[T], windows: bool
+) -> Jobs[tuple[Frame, T]]:
+    """One job per frame of a file, a picture or a video; total: number of files in the source; windows: see `Source`."""
     if not is_video(path):
-        yield partial(_picture, index, path, total, prepare)
+        yield partial(_picture, index, path, total, prepare, windows)
         return
     try:
         for frame in _video(index, path, total):
@@ -172,8 +198,15 @@ def absolute(path: Path) -> Path:
     return Path(os.path.normpath(path.absolute()))
 
 
-def _picture(index: int, path: Path, total: int | None, prepare: Prepare[T]) -> tuple[Frame, T]:
-    return with_prepared(Frame(read_picture(path), path, index, None, total, None), prepare)
+def _picture(
+    index: int, path: Path, total: int | None, prepare: Prepare[T], windows: bool
+) -> tuple[Frame, T]:
+    if not windows:
+        return with_prepared(Frame(read_picture(path), path, index, None, total, None), prepare)
+    picture = open_large_picture(path)
+    image = picture.reduced(DRAWN_SIDE)
+    large = None if image.shape[:2] == picture.hw else picture
+    return with_prepared(Frame(image, path, index, None, total, None, large=large), prepare)
 
 
 def _video(index: int, path: Path, total: int | None) -> Iterator[Frame]:

@@ -55,10 +55,10 @@ class FileSource(Source):
         root: the deepest folder that holds all of them, or None when there is none (several drives).
     """
 
-    def __init__(self, paths: Sequence[Path], problems: Sequence[str] = ()) -> None:
+    def __init__(self, paths: Sequence[Path], problems: Sequence[str] = (), windows: bool = False) -> None:
         self.paths = list(dict.fromkeys(paths))
         self.root = common_folder(self.paths)
-        super().__init__(list(problems))
+        super().__init__(list(problems), windows)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -69,7 +69,7 @@ class FileSource(Source):
 
     def _jobs(self, prepare: Prepare[T]) -> Jobs[tuple[Frame, T]]:
         for index, path in enumerate(self.paths):
-            yield from file_jobs(index, path, len(self), prepare)
+            yield from file_jobs(index, path, len(self), prepare, self._windows)
 
 
 class PipedSource(Source):
@@ -85,12 +85,12 @@ class PipedSource(Source):
             path = Path(name).expanduser()
             problem = file_problem(name, path if path.is_file() else None, "seen from the working directory")
             if problem is None:
-                yield from file_jobs(index, path, None, prepare)
+                yield from file_jobs(index, path, None, prepare, self._windows)
             else:
                 yield failing(ImageError(f"standard input:{line}: {problem}"))
 
 
-def open_source(spec: str, reconnects: int = RECONNECTS) -> Source:
+def open_source(spec: str, reconnects: int = RECONNECTS, windows: bool = False) -> Source:
     """Find the pictures, videos and streams that spec names.
 
     Args:
@@ -99,6 +99,7 @@ def open_source(spec: str, reconnects: int = RECONNECTS) -> Source:
             else to the list's own folder; ``-`` for such names on standard input; a camera's number; the address of
             a stream; or a ``.streams`` file that lists cameras and streams.
         reconnects: see `LiveStream`.
+        windows: see `Source`.
 
     Returns:
         The items sorted by path (in a list: as listed), each once; of streams: in turn. Folders and globs leave out
@@ -110,19 +111,19 @@ def open_source(spec: str, reconnects: int = RECONNECTS) -> Source:
     if not spec.strip():
         raise SourceError(f"the source is empty; {_OFFERED}")
     if spec == "-":
-        return PipedSource()
+        return PipedSource(windows=windows)
     path = Path(spec).expanduser()
     if path.is_dir():
         found = _without_masked_twins(_media_below(path))
         if not found:
             raise SourceError(f"source folder {spec!r} holds no picture or video ({known_suffixes()})")
-        return FileSource(found)
+        return FileSource(found, windows=windows)
     if path.is_file():
-        return _source_of_file(spec, path, reconnects)
+        return _source_of_file(spec, path, reconnects, windows)
     if "://" in spec or spec.isdecimal():
         return StreamSource([StreamAddress.parse(spec)], reconnects=reconnects)
     if glob.has_magic(spec):
-        return FileSource(_without_masked_twins(_media_of_glob(spec)))
+        return FileSource(_without_masked_twins(_media_of_glob(spec)), windows=windows)
     raise SourceError(f"source {spec!r} does not exist; {_OFFERED}")
 
 
@@ -135,13 +136,13 @@ def common_folder(paths: Sequence[Path]) -> Path | None:
         return None
 
 
-def _source_of_file(spec: str, path: Path, reconnects: int) -> Source:
+def _source_of_file(spec: str, path: Path, reconnects: int, windows: bool) -> Source:
     suffix = path.suffix.lower()
     if is_picture(path) or is_video(path):
-        return FileSource([path])
+        return FileSource([path], windows=windows)
     if suffix in (".txt", ".csv"):
         listed = read_text_list(path) if suffix == ".txt" else read_csv_list(path)
-        return FileSource(listed.items, listed.problems)
+        return FileSource(listed.items, listed.problems, windows)
     if suffix == ".streams":
         streams = read_stream_list(path, StreamAddress.parse)
         return StreamSource(streams.items, streams.problems, reconnects)

@@ -21,6 +21,7 @@ import numpy as np
 from utils.boxes import clip_boxes, xyxy_to_cxcywh
 from utils.draw import save_image
 from utils.images import ByteImage, write_atomic
+from utils.large_picture import LargePicture
 from utils.records import class_name, coco_results
 from utils.results import Detections
 
@@ -103,19 +104,19 @@ def crop_paths(
     return [Path(f"{used.claim(path)}.jpg") for path in wanted]
 
 
-def save_crops(image: ByteImage, detections: Detections, paths: Sequence[Path]) -> None:
+def save_crops(picture: LargePicture, detections: Detections, paths: Sequence[Path]) -> None:
     """Save what is inside each box.
 
     Args:
-        image: uint8 [H, W, 3] RGB, the image the detections are in.
+        picture: the detections are in.
         detections: in its pixels; boxes are rounded outwards and hold at least one pixel.
         paths: where each goes, see `crop_paths`.
     """
-    height, width = image.shape[:2]
+    height, width = picture.hw
     for path, box in zip(paths, detections.xyxy.tolist(), strict=True):
         x1, x2 = _pixel_range(box[0], box[2], width)
         y1, y2 = _pixel_range(box[1], box[3], height)
-        save_image(path, np.ascontiguousarray(image[y1:y2, x1:x2]))
+        save_image(path, np.ascontiguousarray(picture.read(x1, y1, x2, y2)))
 
 
 class CocoJsonWriter:

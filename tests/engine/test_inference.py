@@ -103,7 +103,7 @@ def test_the_command_finds_the_same_with_and_without_threads(
     results = {}
     for workers in (0, 2):
         result = run_command(*line, "--name", f"w{workers}", "--workers", workers)
-        assert result.status == 0, result.err
+        assert result.status == 3, result.err  # some could not be read
         assert "1 not read or not whole" in result.out + result.err
         assert "images per second" in result.out + result.err
         folder = tmp_path / f"w{workers}"

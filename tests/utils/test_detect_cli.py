@@ -64,8 +64,33 @@ def test_every_switch() -> None:
 
 
 @pytest.mark.parametrize(
+    "line, window, overlap, img_size",
+    [
+        ("", None, None, 1536),
+        ("--img-size 864x1536", None, None, (864, 1536)),
+        ("--window 4096", 4096, 128, 4096),
+        ("--window 1024 --overlap 256 --img-size 1536", 1024, 256, 1536),
+        ("--window 128", 128, 64, 128),
+        ("--window 512 --overlap 0", 512, 0, 512),
+    ],
+)
+def test_windows_are_as_large_as_the_network_input(
+    line: str, window: int | None, overlap: int | None, img_size: int | tuple[int, int]
+) -> None:
+    options = parse_detect_options(line.split())
+    assert (options.window, options.overlap, options.img_size) == (window, overlap, img_size)
+
+
+@pytest.mark.parametrize(
     "line, expected",
     [
+        ("--overlap 128", "--window, which is not given"),
+        ("--window 1000", "992 or 1024"),
+        ("--window 512x1024", "square"),
+        ("--window 512 --img-size 512x1024", "square"),
+        ("--window 512 --overlap 100", "multiple of 32"),
+        ("--window 512 --overlap 288", "at most 256"),
+        ("--reconnect -1", "at least 0"),
         ("--save-conf", "--save-txt"),
         ("--conf-thres 2", "from 0 to 1"),
         ("--img-size 1000", "992 or 1024"),

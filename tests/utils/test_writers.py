@@ -12,6 +12,7 @@ import torch
 
 from utils import writers
 from utils.decoding import read_picture
+from utils.large_picture import DecodedPicture
 from utils.results import Detections
 from utils.sources import open_source
 from utils.writers import (
@@ -91,7 +92,7 @@ def test_crops_hold_what_is_in_the_box(tmp_path: Path) -> None:
     )
     names, stem = ["car", "a/b: c", "van"], Path("s/im.v1")
     paths = crop_paths(detections.label.tolist(), names, tmp_path, stem, OutputNames())
-    save_crops(image, detections, paths)
+    save_crops(DecodedPicture(image), detections, paths)
     expected = ["car/s/im.v1_0.jpg", "a_b_ c/s/im.v1_1.jpg", "van/s/im.v1_2.jpg"]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == expected
     shapes = [read_picture(path).shape for path in paths]
@@ -103,7 +104,7 @@ def test_crops_of_degenerate_boxes_have_a_pixel(tmp_path: Path) -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     detections = found((5, 5, 5, 5, 0.9, 0), (-9, -9, -3, -3, 0.8, 0), (99, 99, 120, 120, 0.7, 0))
     paths = [tmp_path / f"{number}.jpg" for number in range(3)]
-    save_crops(image, detections, paths)
+    save_crops(DecodedPicture(image), detections, paths)
     for path in paths:
         assert read_picture(path).shape == (1, 1, 3)
 
@@ -111,7 +112,11 @@ def test_crops_of_degenerate_boxes_have_a_pixel(tmp_path: Path) -> None:
 def test_two_crops_of_one_name_are_both_kept(tmp_path: Path) -> None:
     used, image = OutputNames(), np.zeros((9, 9, 3), np.uint8)
     for _ in range(2):
-        save_crops(image, found((1, 1, 5, 5, 0.9, 0)), crop_paths([0], ["car"], tmp_path, Path("a"), used))
+        save_crops(
+            DecodedPicture(image),
+            found((1, 1, 5, 5, 0.9, 0)),
+            crop_paths([0], ["car"], tmp_path, Path("a"), used),
+        )
     assert sorted(path.name for path in (tmp_path / "car").iterdir()) == ["a_0.jpg", "a_0_2.jpg"]
 
 
