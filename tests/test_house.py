@@ -40,7 +40,7 @@ HEAVY = {
 BANNED_PACKAGES = {"ultralytics", "ultralytics-thop", "albumentations", "albumentationsx", "yolov5", "mmyolo"}
 PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
-    "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "openvino",
+    "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "onnxscript", "openvino",
     "pandas", "supervision", "sahi", "optuna", "gradio", "mlflow-skinny", "wandb", "mkdocs", "mkdocs-material",
     "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
