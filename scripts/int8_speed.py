@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Export, quantise, time, print, write."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     args = build_parser().parse_args(words)
-    check_packages()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     size = args.img_size if isinstance(args.img_size, tuple) else (args.img_size, args.img_size)
@@ -68,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(
             f"{args.cfg}: attention over patches cannot be exported here: give a convolutional model"
         )
+    check_packages()
     with tempfile.TemporaryDirectory() as folder:
         parts = parts_of(lively_model(config, seed=0), size, args.kept, Path(folder))
         times = time_parts(parts, args.rounds, 1, seed=0, device=CPU)

@@ -58,7 +58,7 @@ def test_a_detector_computes_the_same_on_rgb_in_0_to_1(width: float, depth: floa
     pixels = torch.randint(0, 256, (2, 3, 96, 128)).float()
     for ours, theirs in zip(our_pyramid(model, pixels), pyramid(state, pixels), strict=True):
         assert theirs.std() > 0.05
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-4)
 
 
 @torch.no_grad()
@@ -69,7 +69,7 @@ def test_the_order_of_the_channels_matters() -> None:
     pixels = torch.zeros(2, 3, 64, 64)
     pixels[0, 2], pixels[1, 0] = 255, 255
     right = pyramid(state, pixels)[0]
-    torch.testing.assert_close(our_pyramid(model, pixels)[0], right, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(our_pyramid(model, pixels)[0], right, rtol=1e-3, atol=5e-4)
     assert not torch.allclose(our_pyramid(model, pixels.flip(1))[0], right, rtol=0.1, atol=0.1)
 
 
@@ -95,7 +95,7 @@ def test_a_classifier_takes_rgb_and_fills_the_body() -> None:
     features = model.stem(pixels / 255)
     found = model.deep(features, whole_map(1, (8, 12), features.device))
     for ours, theirs in zip(found, pyramid(state, pixels, bgr=False), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=5e-4)
 
 
 # --- sizes ---------------------------------------------------------------------------------------------------
