@@ -75,7 +75,7 @@ def test_training(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     client = mlflow.MlflowClient(str(tmp_path / "mlruns"))
     run_id = json.loads((run / "trackers.json").read_text())["mlflow"]
     assert client.get_run(run_id).info.status == "KILLED"
-    logged = {m.step for m in client.get_metric_history(run_id, "train/total_loss")}
+    logged = {m.step for m in client.get_metric_history(run_id, "train/box_loss")}
     assert logged == set(range(len(rows)))
 
     before = len(rows)
@@ -86,7 +86,7 @@ def test_training(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     assert status == 130, printed
     assert f"resuming {run}" in printed
     assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
-    assert before in {m.step for m in client.get_metric_history(run_id, "train/total_loss")}
+    assert before in {m.step for m in client.get_metric_history(run_id, "train/box_loss")}
 
 
 @pytest.mark.timeout(600)
