@@ -76,7 +76,8 @@ def test_training(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     run_id = json.loads((run / "trackers.json").read_text())["mlflow"]
     assert client.get_run(run_id).info.status == "KILLED"
     logged = {m.step for m in client.get_metric_history(run_id, "train/box_loss")}
-    assert logged == set(range(len(rows)))
+    # The table is written first: the signal may have come before the trackers heard of its last row.
+    assert set(range(len(rows) - 1)) <= logged <= set(range(len(rows)))
 
     before = len(rows)
     status, printed = interrupt_when(

@@ -84,5 +84,7 @@ def test_the_same_share_of_every_image(script: ModuleType) -> None:
 
 
 def test_a_step_that_fails_is_told(script: ModuleType, tmp_path: Path) -> None:
-    with pytest.raises(script.CaseFailedError, match=r"the dense step at 1024 did not finish: .*missing\.yaml"):
+    with pytest.raises(
+        script.CaseFailedError, match=r"the dense step at 1024 did not finish: .*missing\.yaml"
+    ):
         script.run_case("dense", ["--cfg", str(tmp_path / "missing.yaml"), "--device", "cpu"])
