@@ -159,6 +159,7 @@ def _postprocessing(options: argparse.Namespace) -> PostprocessConfig:
         options.max_det,
         agnostic=options.agnostic_nms,
         classes=None if options.classes is None else tuple(options.classes),
+        nms=options.nms,
     )
 
 

@@ -76,7 +76,7 @@ def run_accuracy(
 ) -> None:
     """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
     names = ["object"] if args.single_cls else dataset.names
-    post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True)
+    post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True, nms=args.nms)
     check_postprocessing(detector.model, post)
     fixed_hw = detector.model.input_hw
     loader = evaluation_loader(
@@ -150,7 +150,7 @@ def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Dete
             "--task measure counts the operations of the torch network: give the .pt file, or take --task speed, which "
             "only times and takes exported files too"
         )
-    post = PostprocessConfig(*thresholds(args), args.max_det)
+    post = PostprocessConfig(*thresholds(args), args.max_det, nms=args.nms)
     check_postprocessing(detector.model, post)
     fixed_hw = detector.model.input_hw
     loader = evaluation_loader(

@@ -227,6 +227,8 @@ def check_postprocessing(network: Network, config: PostprocessConfig) -> None:
         wrong.append(f"this command needs a file exported {wanted} --multi-label")
     if config.agnostic:
         wrong.append("suppression across classes is not offered in a single file")
+    if config.nms != "hard":
+        wrong.append("it suppresses by itself: --nms has to be hard")
     if wrong:
         raise ExportedFileError(f"this single file has its thresholds in it: {'; '.join(wrong)}")
 

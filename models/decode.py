@@ -13,9 +13,11 @@ from models.coders import BoxCoder
 from models.esod import ESODOutput
 from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
-from utils.boxes import Letterbox, cxcywh_to_xyxy, non_max_suppression
+from utils.boxes import Letterbox, cxcywh_to_xyxy
+from utils.config import Suppression
 from utils.fixed_suppression import suppress_fixed, unpack
 from utils.results import Detections
+from utils.suppression import METHODS
 
 
 @dataclass
@@ -37,7 +39,7 @@ class DecodedBoxes:
 
 @dataclass(frozen=True)
 class PostprocessConfig:
-    """How decoded boxes become detections; see `utils.boxes.non_max_suppression`."""
+    """How decoded boxes become detections; see `utils.boxes.non_max_suppression` and `utils.suppression`."""
 
     conf_thres: float = 0.25
     iou_thres: float = 0.45
@@ -45,6 +47,7 @@ class PostprocessConfig:
     multi_label: bool = False
     agnostic: bool = False
     classes: tuple[int, ...] | None = None
+    nms: Suppression = "hard"
 
 
 def decode_level(number: int, level: LevelOutput, coder: BoxCoder, patches: Patches) -> DecodedBoxes:
@@ -101,10 +104,13 @@ def postprocess(
 def suppress_all(
     decoded: DecodedBoxes, letterboxes: Sequence[Letterbox], config: PostprocessConfig
 ) -> list[Detections]:
-    """Detections of every image, on the CPU. On CUDA it waits for the device once, but for rare crowds."""
-    if decoded.cxcywh_px.is_cuda:
+    """Detections of every image, on the CPU.
+
+    On CUDA hard suppression waits for the device once, but for rare crowds; the other kinds once per image and more.
+    """
+    if decoded.cxcywh_px.is_cuda and config.nms == "hard":
         return suppress_at_once(decoded, letterboxes, config)
-    return [suppress(decoded, index, letterbox, config) for index, letterbox in enumerate(letterboxes)]
+    return [suppress(decoded, index, box, config).to("cpu") for index, box in enumerate(letterboxes)]
 
 
 def suppress_at_once(
@@ -137,7 +143,7 @@ def suppress_at_once(
 def suppress(
     decoded: DecodedBoxes, image: int, letterbox: Letterbox, config: PostprocessConfig
 ) -> Detections:
-    """Non-maximum suppression of one image's boxes, and back to original pixels, clipped to the image."""
+    """Suppression among one image's boxes, and back to original pixels, clipped to the image."""
     boxes_px, score, label = suppress_px(decoded, image, config)
     return Detections(letterbox.to_original(boxes_px), score, label)
 
@@ -145,9 +151,9 @@ def suppress(
 def suppress_px(
     decoded: DecodedBoxes, image: int, config: PostprocessConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Non-maximum suppression of one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
+    """Suppression among one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
     rows = ((decoded.image_index == image) & (decoded.objectness > config.conf_thres)).nonzero().squeeze(1)
-    return non_max_suppression(
+    return METHODS[config.nms](
         cxcywh_to_xyxy(decoded.cxcywh_px[rows]),
         decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows],
         conf_thres=config.conf_thres,

@@ -131,6 +131,38 @@ def non_max_suppression(
     Returns:
         Boxes [M, 4], scores [M], labels [M] int64; best first, M ≤ max_det, possibly 0.
     """
+    boxes, score, label = ranked_candidates(
+        xyxy,
+        scores,
+        conf_thres=conf_thres,
+        max_candidates=max_candidates,
+        multi_label=multi_label,
+        classes=classes,
+    )
+    if not len(score):
+        return boxes, score, label
+    # torchvision separates classes by adding an offset to the coordinates: that needs float32, and no
+    # negative coordinates, or a box over the left border reaches into the class before its own.
+    shifted = boxes.float() - boxes.float().min()
+    group = torch.zeros_like(label) if agnostic else label
+    kept = _best_kept(shifted, score.float(), group, iou_thres, max_det)
+    return boxes[kept], score[kept], label[kept]
+
+
+def ranked_candidates(
+    xyxy: Tensor,
+    scores: Tensor,
+    *,
+    conf_thres: float,
+    max_candidates: int = 5000,
+    multi_label: bool,
+    classes: list[int] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The boxes that take part in a suppression, best first; arguments as of `non_max_suppression`.
+
+    Returns:
+        Boxes [K, 4], scores [K], labels [K] int64; K ≤ max_candidates, possibly 0.
+    """
     candidate = _candidates(scores, conf_thres, multi_label, classes)
     score = scores.flatten().index_select(0, candidate)
     if len(score) > max_candidates:
@@ -139,15 +171,7 @@ def non_max_suppression(
         candidate, score = candidate[best], score[best]
     order = score.argsort(descending=True, stable=True)
     candidate, score = candidate[order], score[order]
-    boxes, label = xyxy[candidate // scores.shape[1]], candidate % scores.shape[1]
-    if not len(order):
-        return boxes, score, label
-    # torchvision separates classes by adding an offset to the coordinates: that needs float32, and no
-    # negative coordinates, or a box over the left border reaches into the class before its own.
-    shifted = boxes.float() - boxes.float().min()
-    group = torch.zeros_like(label) if agnostic else label
-    kept = _best_kept(shifted, score.float(), group, iou_thres, max_det)
-    return boxes[kept], score[kept], label[kept]
+    return xyxy[candidate // scores.shape[1]], score, candidate % scores.shape[1]
 
 
 def _best_kept(boxes: Tensor, score: Tensor, group: Tensor, iou_thres: float, max_det: int) -> Tensor:

@@ -250,6 +250,23 @@ def check_model_options(parser: Parser, options: argparse.Namespace) -> None:
         parser.error("--max-patches limits patches, --slicer none has one patch for all: leave one out")
 
 
+def add_nms_argument(group: argparse._ArgumentGroup) -> None:
+    """``--nms``; see `utils.suppression`."""
+    group.add_argument(
+        "--nms",
+        choices=("hard", "soft", "fusion"),
+        default="hard",
+        help="a box that overlaps a better one of its class is removed (hard), loses score, the more the larger the "
+        "overlap (soft), or is averaged with it (fusion)",
+    )
+
+
+def check_nms_options(parser: Parser, options: argparse.Namespace) -> None:
+    """End a command whose --nms contradicts its other options, with status 2."""
+    if options.nms == "soft" and "--iou-thres" in parser.given:
+        parser.error("--iou-thres is for --nms hard and fusion, soft has no threshold: leave one out")
+
+
 def model_overrides(args: argparse.Namespace) -> ModelOverrides:
     """What the `add_model_arguments` options change about a model."""
     return ModelOverrides(args.slicer, args.head, args.heatmap_thres, args.max_patches)

@@ -14,7 +14,7 @@ from typing import Literal
 from utils.typed_data import ConfigError
 
 Anchors = list[list[list[float]]]
-"""``anchors[level][anchor] = [width_px, height_px]``; levels are strides 8, 16, 32."""
+"""``anchors[level][anchor] = [width_px, height_px]``; levels are strides 8, 16, 32, and 4 where a model has it."""
 
 # YOLOv5's published COCO anchors (pixels at 640): the fallback of a dataset without its own.
 COCO_ANCHORS: Anchors = [
@@ -28,6 +28,8 @@ TrainPatches = Literal["selected", "uniform"]
 Recompute = Literal["none", "stem", "all"]
 """Whose activations are computed again in the backward pass: nothing's, the stem's, the whole body's and neck's."""
 HeatmapLossName = Literal["bce", "focal_dice"]
+Suppression = Literal["hard", "soft", "fusion"]
+"""What happens to a box that overlaps a better one of its class: it goes; its score shrinks; they are averaged."""
 
 
 def _require(possible: bool, key: str, value: object, expected: str) -> None:
@@ -145,6 +147,9 @@ class ModelConfig:
     head: HeadConfig = field(default_factory=HeadConfig)
     spp_kernels: list[int] = field(default_factory=lambda: [3, 5, 7])
     """Pooling sizes of the v5.0 body's SPP: 3, 5, 7 in ESOD, 5, 9, 13 in plain YOLOv5 v5.0."""
+    fine_level: bool = False
+    """Predict at stride 4 (P2) as well; the level comes last. For families 'yolov5' and 'yolov8' and any head but
+    'center'."""
     transformer: bool = False
     """Last C3 with transformer blocks, in which the patches of an image look at each other; YOLOv5 family only."""
     bn_eps: float = 1e-5
@@ -160,6 +165,11 @@ class ModelConfig:
     def uses_anchors(self) -> bool:
         """Whether the head starts from anchors."""
         return self.head.kind in ("decoupled", "single")
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per grid step of the levels, in the order of the head's."""
+        return (8, 16, 32, 4) if self.fine_level else (8, 16, 32)
 
     def __post_init__(self) -> None:
         for name in ("depth", "width", "max_channels", "num_classes"):
@@ -185,6 +195,19 @@ class ModelConfig:
             raise ConfigError(f"num_classes is {self.num_classes} but there are {len(self.names)} names")
         if self.transformer and self.family != "yolov5":
             raise ConfigError(f"transformer: for family 'yolov5' only, not {self.family!r}: leave it out")
+        if self.fine_level:
+            self._check_fine_level()
+
+    def _check_fine_level(self) -> None:
+        if self.family not in ("yolov5", "yolov8") or self.head.kind == "center":
+            raise ConfigError(
+                "fine_level: for families 'yolov5' and 'yolov8' with any head.kind but 'center', not "
+                f"{self.family!r} with {self.head.kind!r}: leave it out"
+            )
+        if len(self.anchors) == len(self.strides) - 1:
+            # Anchors of strides 8, 16 and 32 are what datasets and plain models have.
+            finest = [[side / 2 for side in anchor] for anchor in self.anchors[0]]
+            object.__setattr__(self, "anchors", [*self.anchors, finest])
 
 
 @dataclass(frozen=True)
@@ -271,6 +294,8 @@ class HypConfig:
     fliplr: float = 0.5
     mosaic: float = 1.0
     mixup: float = 0.0
+    copy_paste: float = 0.0
+    """Objects, mostly of rare classes, pasted into a training image, on average."""
 
 
 @dataclass(frozen=True)
@@ -290,6 +315,7 @@ class TrainConfig:
     multi_scale: bool = False
     single_cls: bool = False
     image_weights: bool = False
+    repeat_factor: float = 0.0
     cache: Literal["none", "ram", "disk"] = "none"
     optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     amp: Literal["auto", "bf16", "fp16", "off"] = "auto"

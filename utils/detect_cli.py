@@ -9,9 +9,11 @@ from utils.cli import (
     Parser,
     add_image_size_argument,
     add_model_arguments,
+    add_nms_argument,
     add_run_arguments,
     add_speed_arguments,
     check_model_options,
+    check_nms_options,
     default_workers,
     image_size,
     non_negative_int,
@@ -107,6 +109,7 @@ def _add_threshold_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="of two boxes of a class that overlap more than this, 0-1, the better stays",
     )
+    add_nms_argument(group)
     group.add_argument(
         "--max-det",
         type=positive_int,
@@ -218,6 +221,7 @@ def parse_detect_options(arguments: Sequence[str] | None = None) -> argparse.Nam
     parser = build_detect_parser()
     options = parser.parse_args(arguments)
     check_model_options(parser, options)
+    check_nms_options(parser, options)
     if options.save_conf and not options.save_txt:
         parser.error("--save-conf adds scores to the files of --save-txt, which is not given")
     _check_windows(parser, options)

@@ -10,9 +10,11 @@ from utils.cli import (
     add_device_arguments,
     add_image_size_argument,
     add_model_arguments,
+    add_nms_argument,
     add_report_argument,
     add_run_arguments,
     check_model_options,
+    check_nms_options,
     positive_int,
     probability,
 )
@@ -63,21 +65,7 @@ def build_test_parser() -> Parser:
         help="images per batch, in each process (torchrun); "
         "measure and speed take images one by one and use this on a CPU for the throughput of a larger batch",
     )
-    group.add_argument(
-        "--conf-thres",
-        type=probability,
-        metavar="P",
-        help="least score of a detection, 0-1 (default: 0.001 for accuracy; for measure and speed 0.25, as in use)",
-    )
-    group.add_argument(
-        "--iou-thres",
-        type=probability,
-        metavar="P",
-        help="boxes overlapping more suppress each other, 0-1 (default: 0.6; for measure and speed 0.45)",
-    )
-    group.add_argument(
-        "--max-det", type=positive_int, default=500, metavar="N", help="most detections per image"
-    )
+    _add_suppression(group)
     group.add_argument(
         "--augment", action="store_true", help="test-time augmentation: three views, merged (slower)"
     )
@@ -98,11 +86,31 @@ def build_test_parser() -> Parser:
     return parser
 
 
+def _add_suppression(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--conf-thres",
+        type=probability,
+        metavar="P",
+        help="least score of a detection, 0-1 (default: 0.001 for accuracy; for measure and speed 0.25, as in use)",
+    )
+    group.add_argument(
+        "--iou-thres",
+        type=probability,
+        metavar="P",
+        help="boxes overlapping more suppress each other, 0-1 (default: 0.6; for measure and speed 0.45)",
+    )
+    add_nms_argument(group)
+    group.add_argument(
+        "--max-det", type=positive_int, default=500, metavar="N", help="most detections per image"
+    )
+
+
 def parse_test_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The options of a command line (default: this process's); contradictions end it with status 2."""
     parser = build_test_parser()
     options = parser.parse_args(arguments)
     check_model_options(parser, options)
+    check_nms_options(parser, options)
     if options.analyse and options.task in ("measure", "speed"):
         parser.error(
             f"--analyse needs detections and labels, --task {options.task} only measures cost: use val"
