@@ -51,7 +51,7 @@ class ExportInfo:
         part: "stem" and "patches" are the two graphs of a pair, "single" is all in one.
         fingerprint: the same in both files of a pair.
         names: of the classes.
-        strides: input pixels per grid step of the three levels.
+        strides: input pixels per grid step of the levels.
         parameters: numbers in the whole network.
         conf_thres, iou_thres, max_det: what detect.py takes when nothing else is asked for.
         config: the model's configuration as plain data; ``slicer`` and ``head`` say how its files are to be run.

@@ -24,7 +24,7 @@ class Output(NamedTuple):
 
     Attributes:
         logits: heatmap [B, 1, H/8, W/8], or None.
-        levels: raw predictions at strides 8, 16, 32.
+        levels: raw predictions at the network's strides.
         patches: where they are.
     """
 

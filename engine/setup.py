@@ -20,7 +20,7 @@ from models.build import build_model
 from models.esod import ESOD
 from models.loss import DetectionLoss
 from models.weights import Weights, initialise, read_weights
-from utils.anchors import GOOD_RECALL, best_possible_recall, kmeans_anchors
+from utils.anchors import GOOD_RECALL, LEVELS, best_possible_recall, kmeans_anchors
 from utils.checkpoint import MatchReport, sha256_of
 from utils.config import (
     Anchors,
@@ -331,7 +331,8 @@ def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bo
     """The anchors to use, and a word on how well they fit.
 
     Args:
-        anchors: of the dataset YAML at this image size.
+        anchors: of the dataset YAML at this image size; with a level at stride 4, which datasets have none for, they are
+            replaced even when they fit.
         sizes_px: [N, 2] width and height of the training boxes in input pixels.
         hyp: for its anchor_t.
         automatic: replace anchors whose best possible recall is below `GOOD_RECALL`.
@@ -340,16 +341,19 @@ def check_anchors(anchors: Anchors, sizes_px: Any, hyp: HypConfig, automatic: bo
     if len(sizes_px) == 0:
         return anchors
     recall, matching = best_possible_recall(sizes_px, anchors, hyp.anchor_t)
-    log.info(f"anchors: best possible recall {recall:.4f}, {matching:.2f} of 9 match an object")
-    if recall >= GOOD_RECALL or not automatic:
+    levels, count = len(anchors), sum(map(len, anchors))
+    log.info(f"anchors: best possible recall {recall:.4f}, {matching:.2f} of {count} match an object")
+    if not automatic or (recall >= GOOD_RECALL and levels == LEVELS):
         return anchors
     try:
-        better = kmeans_anchors(sizes_px)
+        better = kmeans_anchors(sizes_px, count, levels)
     except ValueError as error:
         log.warning(f"anchors: kept as they are ({error})")
         return anchors
+    if levels > LEVELS:
+        better = [*better[1:], better[0]]  # stride 4 comes last
     new_recall, _ = best_possible_recall(sizes_px, better, hyp.anchor_t)
-    if new_recall <= recall:
+    if new_recall <= recall and new_recall < GOOD_RECALL:
         return anchors
     log.info(
         f"anchors: replaced by k-means of the labels (recall {new_recall:.4f}; keep yours with --noautoanchor)"

@@ -16,7 +16,6 @@ from models.backbones.yolov8 import build_yolov8
 from models.coders import AnchorCoder, BoxCoder, CentreCoder, DistanceCoder
 from models.esod import ESOD
 from models.head import CentreLevel, DecoupledLevel, DetectionHead, DistanceLevel, SingleLevel
-from models.levels import STRIDES
 from models.seeker import ObjSeeker
 from utils.config import ModelConfig
 
@@ -38,9 +37,9 @@ def build_model(config: ModelConfig) -> ESOD:
     return ESOD(config, backbone, build_head(backbone.head_channels, config), seeker)
 
 
-def build_head(channels: tuple[int, int, int], config: ModelConfig) -> DetectionHead:
+def build_head(channels: tuple[int, ...], config: ModelConfig) -> DetectionHead:
     """The configured head on pyramid levels with these channels."""
-    levels = [_build_level(c, channels[0], s, config) for c, s in zip(channels, STRIDES, strict=True)]
+    levels = [_build_level(c, channels[0], s, config) for c, s in zip(channels, config.strides, strict=True)]
     return DetectionHead(levels, build_coder(config))
 
 
@@ -54,7 +53,7 @@ def build_coder(config: ModelConfig) -> BoxCoder:
 
 
 def _build_level(channels: int, finest: int, stride: int, config: ModelConfig) -> nn.Module:
-    """One level of the head; ``finest`` is the number of channels of the finest level."""
+    """One level of the head; ``finest`` is the number of channels at stride 8."""
     classes, bins, eps = config.num_classes, config.head.bins, config.bn_eps
     num_anchors = len(config.anchors[0])
     if config.head.kind == "single":

@@ -23,7 +23,8 @@ from utils.config import ModelConfig, Recompute, SlicerConfig
 from utils.profile import StageTimer, count_parameters
 
 MAX_STRIDE = STRIDES[-1]
-EVERYWHERE: list[HeadPositions | None] = [None] * len(STRIDES)
+Where = Sequence[HeadPositions | None] | None
+"""Positions of the head by level; None: everywhere."""
 
 NO_TIMER = StageTimer(enabled=False)
 
@@ -54,7 +55,7 @@ class ESODOutput:
 
     Attributes:
         heatmap_logits: [B, 1, H/8, W/8], or None for a model without a seeker.
-        levels: raw predictions at strides 8, 16, 32; see `LevelOutput`.
+        levels: raw predictions at the model's strides; see `LevelOutput`.
         patches: where they are.
     """
 
@@ -172,7 +173,7 @@ class ESOD(Network):
         return recomputed_chain(self.stem, images)
 
     def _body(self, cut: Tensor, patches: Patches) -> list[Tensor]:
-        """Features at strides 8, 16 and 32 of patches."""
+        """Features at the model's strides of patches."""
         if self.recompute != "all" or not self.training:
             return self.neck(*self.deep(cut, patches))  # type: ignore[no-any-return]
         return recomputed(self.neck, *recomputed(self.deep, cut, patches))  # type: ignore[no-any-return]
@@ -182,7 +183,7 @@ class ESOD(Network):
         return None if seeker is None else runner.run("seeker", lambda x: (seeker(x),), features)[0]
 
     def _pyramid(self, cut: Tensor, patches: Patches, runner: PartRunner) -> list[Tensor]:
-        """Three levels of the patches, and perhaps of some more behind them, see `PartRunner.padded`."""
+        """The levels of the patches, and perhaps of some more behind them, see `PartRunner.padded`."""
         if self.config.transformer:  # the patches of an image look at each other: no others may be among them
             return self._body(cut, patches)
         more = runner.padded(len(patches)) - len(patches)
@@ -194,19 +195,19 @@ class ESOD(Network):
         self,
         pyramid: list[Tensor],
         patches: int,
-        positions: Sequence[HeadPositions | None],
+        positions: Where,
         runner: PartRunner,
     ) -> list[LevelOutput]:
         """The head on the first ``patches`` of a pyramid."""
-        if any(where is not None for where in positions):
+        if positions is not None:
             return self.head([level[:patches] for level in pyramid], positions)  # type: ignore[no-any-return]
         found = runner.run(
             "head",
-            lambda *x: tuple(t for o in self.head(x, EVERYWHERE) for t in (o.raw, o.position)),
+            lambda *x: tuple(t for o in self.head(x) for t in (o.raw, o.position)),
             *pyramid,
         )
-        levels = []
-        for level, raw, position, stride in zip(pyramid, found[::2], found[1::2], STRIDES, strict=True):
+        levels, strides = [], self.config.strides
+        for level, raw, position, stride in zip(pyramid, found[::2], found[1::2], strides, strict=True):
             grid_hw = (level.shape[2], level.shape[3])
             rows = patches * grid_hw[0] * grid_hw[1]  # ordered by patch
             levels.append(LevelOutput(raw[:rows], position[:rows], stride, grid_hw))
@@ -222,21 +223,21 @@ class ESOD(Network):
 
     def choose(
         self, logits: Tensor | None, features: Tensor, select: PatchSelector | None
-    ) -> tuple[Patches, list[HeadPositions | None]]:
-        """Patches, and per level the head's positions (None: everywhere)."""
+    ) -> tuple[Patches, Where]:
+        """Patches, and the head's positions."""
         if select is not None and logits is not None:
-            return select(logits.detach()), EVERYWHERE
+            return select(logits.detach()), None
         dense = logits is None or self.config.slicer.algorithm == "none"
         if logits is None or (dense and not self._sparse()):
             map_hw = (features.shape[2], features.shape[3])
-            return whole_map(len(features), map_hw, features.device), EVERYWHERE
+            return whole_map(len(features), map_hw, features.device), None
         return self._slice(logits)
 
     def _sparse(self) -> bool:
         return self.config.head.sparse and not self.training
 
     @torch.no_grad()
-    def _slice(self, logits: Tensor) -> tuple[Patches, list[HeadPositions | None]]:
+    def _slice(self, logits: Tensor) -> tuple[Patches, Where]:
         """Patches and sparse positions with one wait for the device in all."""
         device, config = logits.device, self.config
         # Sigmoid in float32: a bf16 or fp16 heatmap would turn neighbouring cells into false plateaus.
@@ -246,7 +247,7 @@ class ESOD(Network):
         candidates = find_candidates(prob, config.slicer)
         masks = []
         if self._sparse():
-            masks = position_masks(prob, candidates, config.head.threshold, len(STRIDES))
+            masks = position_masks(prob, candidates, config.head.threshold, config.strides)
             if self.head.needs_around:
                 masks += [grow(mask) for mask in masks]
         counts = torch.stack([m.sum() for m in (candidates.keep, *masks)]).tolist()
@@ -257,7 +258,7 @@ class ESOD(Network):
             position = torch.nonzero_static(mask, size=count)
             position[:, 0] = kept_order[position[:, 0]]
             found.append(position.to(device, non_blocking=True))
-        return patches, _head_positions(found)
+        return patches, _head_positions(found, len(config.strides))
 
     def fuse(self) -> ESOD:
         """Fold every BatchNorm into its convolution, in place (inference only)."""
@@ -278,10 +279,9 @@ def find_candidates(prob: Tensor, config: SlicerConfig) -> Candidates:
     return Candidates(whole.image_index, whole.xyxy_cell, keep, whole.size_cell)
 
 
-def _head_positions(found: list[Tensor | None]) -> list[HeadPositions | None]:
+def _head_positions(found: list[Tensor | None], levels: int) -> Where:
     """Per level: what is wanted, all levels first, and then what is around it where a head needs that."""
     if not found:
-        return EVERYWHERE
-    levels = len(STRIDES)
+        return None
     around = found[levels:] or [None] * levels
     return [HeadPositions(w, a) for w, a in zip(found[:levels], around, strict=True) if w is not None]

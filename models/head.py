@@ -17,9 +17,9 @@ from models.layers import Conv
 from models.levels import HeadPositions, LevelOutput, all_positions
 from models.sparse import gather_neighbourhoods, gather_rows, scatter_rows
 
-DENSE_ABOVE = {8: 0.45, 16: 0.5, 32: 0.9}
+DENSE_ABOVE = {4: 0.45, 8: 0.45, 16: 0.5, 32: 0.9}
 """By stride, the selected share of the positions above which a sparse head with one 3×3 convolution per branch
-computes everything and picks; measured, see docs/notes/sparse-head.md."""
+computes everything and picks; measured, see docs/notes/sparse-head.md (stride 4 was not: it has that of stride 8)."""
 DENSE_ABOVE_TWO = 0.3
 """The same with two convolutions in a row at any stride, for the mean of the shares that they compute."""
 
@@ -158,9 +158,10 @@ class DetectionHead(nn.Module):
         return bool(self.levels[0].needs_around)
 
     def forward(
-        self, pyramid: Sequence[Tensor], positions: Sequence[HeadPositions | None]
+        self, pyramid: Sequence[Tensor], positions: Sequence[HeadPositions | None] | None = None
     ) -> list[LevelOutput]:
-        """Pyramid of [K,C,h,w] → one `LevelOutput` per level; positions of None mean everywhere."""
+        """Pyramid of [K,C,h,w] → one `LevelOutput` per level; positions of None, or none at all, mean everywhere."""
+        positions = [None] * len(self.levels) if positions is None else positions
         return [level(x, p) for level, x, p in zip(self.levels, pyramid, positions, strict=True)]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 STRIDES = (8, 16, 32)
-"""Input pixels per grid step of the three levels."""
+"""Input pixels per grid step of the levels that every model has; `ModelConfig.strides` are those of one model."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Necks: mix the three pyramid levels, so that each knows what the others saw."""
+"""Necks: mix the pyramid levels, so that each knows what the others saw."""
 
 from __future__ import annotations
 
@@ -53,6 +53,57 @@ class PANNeck(nn.Module):
         out4 = self.bottom_up4(torch.cat((self.down3(out3), lateral4), dim=1))
         out5 = self.bottom_up5(torch.cat((self.down4(out4), lateral5), dim=1))
         return [out3, out4, out5]
+
+
+class FinePANNeck(PANNeck):
+    """Path aggregation over four levels: (stride 8, 16, 32, 4) → the same shapes.
+
+    The parts that a `PANNeck` has are called as there, so that weights of a model without stride 4 fill them.
+
+    Args:
+        channels, block, eps, laterals: see `PANNeck`.
+        fine: channels at stride 4.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, int, int],
+        block: Block,
+        eps: float,
+        laterals: bool = True,
+        *,
+        fine: int,
+    ) -> None:
+        super().__init__(channels, block, eps, laterals)
+        c3 = channels[0]
+        up3 = fine if laterals else c3
+        self.lateral3 = Conv(c3, up3, 1, eps=eps) if laterals else nn.Identity()
+        self.top_down2 = block(up3 + fine, fine)
+        self.down2 = Conv(fine, fine, 3, 2, eps=eps)
+        self.bottom_up3 = block(fine + up3, c3)
+
+    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor, p2: Tensor | None = None) -> list[Tensor]:
+        """Features at strides 8, 16, 32 and 4 of K patches → the same shapes."""
+        assert p2 is not None
+        lateral5 = self.lateral5(p5)
+        top4 = self.top_down4(torch.cat((upsample2(lateral5), p4), dim=1))
+        lateral4 = self.lateral4(top4)
+        top3 = self.top_down3(torch.cat((upsample2(lateral4), p3), dim=1))
+        lateral3 = self.lateral3(top3)
+        out2 = self.top_down2(torch.cat((upsample2(lateral3), p2), dim=1))
+        out3 = self.bottom_up3(torch.cat((self.down2(out2), lateral3), dim=1))
+        out4 = self.bottom_up4(torch.cat((self.down3(out3), lateral4), dim=1))
+        out5 = self.bottom_up5(torch.cat((self.down4(out4), lateral5), dim=1))
+        return [out3, out4, out5, out2]
+
+
+def build_pan(
+    channels: tuple[int, int, int], block: Block, eps: float, laterals: bool = True, fine: int | None = None
+) -> PANNeck:
+    """Path aggregation over strides 8, 16, 32 and, with the channels of that level, 4."""
+    if fine is None:
+        return PANNeck(channels, block, eps, laterals)
+    return FinePANNeck(channels, block, eps, laterals, fine=fine)
 
 
 class FPNNeck(nn.Module):

@@ -25,7 +25,7 @@ def recomputed(module: nn.Module, *inputs: Any) -> Any:
 
 def recomputed_chain(modules: nn.Module, features: Tensor) -> Tensor:
     """A part of the network on features; a sequence link by link, so that one link's activations exist at a time."""
-    links = list(modules) if isinstance(modules, nn.Sequential) else [modules]
+    links = list(modules) if type(modules) is nn.Sequential else [modules]
     for link in links:
         features = recomputed(link, features)
     return features

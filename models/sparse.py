@@ -1,20 +1,25 @@
 """Which positions the sparse head computes, and gathering their 3×3 neighbourhoods.
 
 The rule for the positions is that of the released models (paper section III-D): heatmap peaks dilated
-by 3×3 at stride 8; for strides 16 and 32 that mask is max-pooled and dilated once more inside the patch.
+by 3×3 at stride 8; for strides 16 and 32 that mask is max-pooled and dilated once more inside the patch. At stride 4,
+which the released models do not have, it is the mask of stride 8.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.slicer import Candidates, cut_patches, local_maxima, max_3x3
+from models.slicer import STRIDE, Candidates, cut_patches, local_maxima, max_3x3
 from models.slicer import Patches as PatchList
 
 
-def position_masks(prob: Tensor, candidates: Candidates, threshold: float, levels: int) -> list[Tensor]:
+def position_masks(
+    prob: Tensor, candidates: Candidates, threshold: float, strides: Sequence[int]
+) -> list[Tensor]:
     """Where the sparse head runs, for every candidate patch.
 
     Args:
@@ -22,14 +27,20 @@ def position_masks(prob: Tensor, candidates: Candidates, threshold: float, level
         candidates: G possible patches; the masks of those not kept are all False.
         threshold: least probability of a peak.
 
-    Returns one bool mask [G, h/2^i, w/2^i] per level i.
+        strides: of the levels.
+
+    Returns one bool mask per level: [G, h, w] at stride 8, half and a quarter of that at 16 and 32, twice as much at 4.
     """
     peaks = max_3x3(local_maxima(prob, threshold).float())
     everywhere = PatchList(candidates.image_index, candidates.xyxy_cell, candidates.size_cell)
     base = cut_patches(peaks, everywhere) * candidates.keep.view(-1, 1, 1, 1)
-    masks = [base]
-    for level in range(1, levels):
-        masks.append(max_3x3(F.max_pool2d(base, 2**level, 2**level)))
+    masks = []
+    for stride in strides:
+        if stride > STRIDE:
+            step = stride // STRIDE
+            masks.append(max_3x3(F.max_pool2d(base, step, step)))
+        else:
+            masks.append(F.interpolate(base, scale_factor=STRIDE / stride, mode="nearest"))
     return [mask.squeeze(1) > 0 for mask in masks]
 
 

@@ -29,7 +29,7 @@ from engine.benchmark.parts import Part, PartTimes, time_parts
 from engine.benchmark.variants import lively_model
 from engine.measure import device_name
 from engine.modes import FAST, put_into
-from models.esod import ESOD, EVERYWHERE
+from models.esod import ESOD
 from models.slicer import STRIDE, patch_size, whole_map
 from utils.cli import Parser, image_size, positive_int, probability, run_main
 from utils.config import ModelConfig
@@ -51,7 +51,7 @@ class OnPatches(nn.Module):
 
     def forward(self, cut: Tensor) -> tuple[Tensor, ...]:
         patches = whole_map(1, (cut.shape[2], cut.shape[3]), cut.device)  # the convolutions do not look at it
-        levels = self.head(self.neck(*self.deep(cut, patches)), EVERYWHERE)
+        levels = self.head(self.neck(*self.deep(cut, patches)))
         return tuple(level.raw for level in levels)
 
 

@@ -13,7 +13,7 @@ from utils.config import Anchors
 GOOD_RECALL = 0.98
 """Below this best possible recall the anchors are worth replacing."""
 LEVELS = 3
-"""Strides 8, 16 and 32."""
+"""Strides 8, 16 and 32, which every model has."""
 _MIN_SIDE_PX = 2.0  # smaller boxes are dropped by augmentation anyway, and would pull the anchors down
 _RESTARTS = 20
 _MOST_POINTS = 20_000
@@ -41,7 +41,7 @@ def best_possible_recall(wh_px: npt.ArrayLike, anchors: Anchors, anchor_t: float
     return float(matches.any(axis=1).mean()), float(matches.sum(axis=1).mean())
 
 
-def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9) -> Anchors:
+def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9, levels: int = LEVELS) -> Anchors:
     """Anchors by k-means of box sizes, for an input of the same scale; the same for the same boxes.
 
     Clusters are made of logarithms, because anchors match by ratios: k-means of pixels would spend
@@ -49,16 +49,17 @@ def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9) -> Anchors:
 
     Args:
         wh_px: [N, 2] widths and heights in input pixels; boxes under 2 pixels are left out.
-        n: number of anchors, a multiple of 3.
+        n: number of anchors, a multiple of levels.
+        levels: of the pyramid.
 
     Returns:
-        n/3 anchors for each of the strides 8, 16, 32, by area, in whole pixels where they are larger than 10.
+        n / levels anchors for each level, from the finest on, by area, in whole pixels where they are larger than 10.
 
     Raises:
-        ValueError: n is not a multiple of 3, or there are too few different box sizes.
+        ValueError: n is not a multiple of levels, or there are too few different box sizes.
     """
-    if n < LEVELS or n % LEVELS:
-        raise ValueError(f"number of anchors: expected a multiple of {LEVELS}, found {n}")
+    if n < levels or n % levels:
+        raise ValueError(f"number of anchors: expected a multiple of {levels}, found {n}")
     sizes = _as_sizes(wh_px)
     sizes = sizes[(sizes >= _MIN_SIDE_PX).all(axis=1)]
     different = len(np.unique(sizes, axis=0))
@@ -70,7 +71,7 @@ def kmeans_anchors(wh_px: npt.ArrayLike, n: int = 9) -> Anchors:
     found = np.exp(_best_clusters(points / spread, n) * spread)
     found = found[np.argsort(found.prod(axis=1), kind="stable")]
     rounded = np.where(found > 10, np.rint(found), np.round(found, 1))
-    return [level.tolist() for level in np.array_split(rounded, LEVELS)]
+    return [level.tolist() for level in np.array_split(rounded, levels)]
 
 
 def scaled_sizes(

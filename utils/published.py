@@ -25,6 +25,7 @@ PUBLISHED |= {
     "rtmdet": PUBLISHED["rtmdet_m"],
     "gpvit": PUBLISHED["gpvit_l1"],
     "yolov5m-tr": PUBLISHED["yolov5m"],
+    **{f"{model}-p2": PUBLISHED[model] for model in ("yolov5s", "yolov5m", "yolov5n_v6")},
     "yolov5m-center": PUBLISHED["yolov5m"],
     "yolov8m-anchor": PUBLISHED["yolov8m"],
 }

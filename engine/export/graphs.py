@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from models.esod import ESOD
-from models.levels import STRIDES
 from models.slicer import Patches
 from utils.typed_data import ConfigError
 
@@ -38,10 +37,9 @@ class StemGraph(nn.Module):
 class PatchGraph(nn.Module):
     """Features of K patches [K, C, h, w] → raw predictions [K, rows·columns, boxes, values] of every level."""
 
-    output_names = [f"raw{stride}" for stride in STRIDES]  # noqa: RUF012
-
     def __init__(self, model: ESOD) -> None:
         super().__init__()
+        self.output_names = [f"raw{stride}" for stride in model.config.strides]
         self.deep, self.neck, self.head = model.deep, model.neck, model.head
 
     def forward(self, features: Tensor) -> tuple[Tensor, ...]:

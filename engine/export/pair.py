@@ -15,7 +15,6 @@ from engine.export.graphs import PatchGraph, StemGraph, check_exportable
 from engine.export.write import Axes, finish_onnx, trace
 from models.decode import PostprocessConfig
 from models.esod import ESOD
-from models.levels import STRIDES
 from utils.config import ModelConfig
 from utils.typed_data import config_to_dict
 
@@ -48,7 +47,7 @@ class Exportable:
             part=part,
             fingerprint=self.fingerprint,
             names=self.names,
-            strides=list(STRIDES),
+            strides=list(self.model.config.strides),
             parameters=self.model.num_parameters,
             conf_thres=use.conf_thres,
             iou_thres=use.iou_thres,

@@ -15,7 +15,7 @@ from engine.export.selection import GridSelection, gather_patches
 from engine.export.suppression import append_suppression
 from engine.export.write import Axes, finish_onnx, trace
 from models.esod import ESOD
-from models.levels import STRIDES, LevelOutput, all_positions
+from models.levels import LevelOutput, all_positions
 from models.slicer import STRIDE
 from utils.boxes import cxcywh_to_xyxy
 from utils.config import ModelConfig
@@ -42,7 +42,7 @@ class CandidateGraph(nn.Module):
         if model.config.slicer.algorithm != "none":
             self.select = GridSelection(model.config.slicer, map_hw, settings.max_patches)
         self.map_hw = map_hw
-        self.classes = model.config.num_classes
+        self.classes, self.strides = model.config.num_classes, model.config.strides
 
     @property
     def output_names(self) -> list[str]:
@@ -75,7 +75,7 @@ class CandidateGraph(nn.Module):
         """Raw predictions of all patches → boxes [B, N, 4] xyxy in input pixels and scores [B, N, C]."""
         batch, patches = corners.shape[:2]
         boxes, scores = [], []
-        for number, (raw, stride) in enumerate(zip(raws, STRIDES, strict=True)):
+        for number, (raw, stride) in enumerate(zip(raws, self.strides, strict=True)):
             grid = (size[0] * STRIDE // stride, size[1] * STRIDE // stride)
             position = all_positions(batch * patches, grid, torch.device("cpu"))
             corner_px = (corners * STRIDE).reshape(-1, 1, 2).repeat(1, grid[0] * grid[1], 1).reshape(-1, 2)

@@ -94,7 +94,7 @@ def _graph_differences(reference: Detector, exported: ExportedNetwork, images: T
         differences["heatmap"] = relative_difference(model.seeker(features), logits)
     patches = fixed_grid(1, (features.shape[2], features.shape[3]), 8, images.device)
     cut = cut_patches(features, patches)[:CHECKED_PATCHES].contiguous()
-    expected = model.head(model.neck(*model.deep(cut, patches)), [None] * 3)
+    expected = model.head(model.neck(*model.deep(cut, patches)))
     for level, array in zip(expected, graphs.predict(cut.numpy(), patches.size_cell), strict=True):
         differences[f"raw{level.stride}"] = relative_difference(level.raw, array.raw.reshape(level.raw.shape))
     return differences

@@ -14,8 +14,9 @@ from models.levels import LevelOutput
 from models.losses.base import Mean, Term
 from utils.config import HypConfig
 
-LEVEL_BALANCE = (4.0, 1.0, 0.4)
-"""Objectness weight of strides 8, 16, 32: the fine level has most positions and most small objects."""
+LEVEL_BALANCE = {4: 16.0, 8: 4.0, 16: 1.0, 32: 0.4}
+"""Objectness weight by stride: the fine level has most positions and most small objects. At stride 4 ours: the sum is
+divided by four times as many positions as at stride 8, so that one position weighs as much."""
 REFERENCE_SIDE_PX = 640
 REFERENCE_CLASSES = 80
 """YOLOv5's loss weights are stated for 640×640 inputs and 80 classes. Objectness is summed over the trained positions
@@ -43,7 +44,8 @@ class AnchorLoss(nn.Module):
     def forward(self, output: ESODOutput, targets: PatchTargets, images: int) -> list[Term]:
         """See `HeadLoss`."""
         terms = []
-        for level, anchors_px, balance in zip(output.levels, self.anchors, LEVEL_BALANCE, strict=True):
+        for level, anchors_px in zip(output.levels, self.anchors, strict=True):
+            balance = LEVEL_BALANCE[level.stride]
             box, obj, cls = self._level(level, anchors_px, targets, images)
             terms.append(Term("box", box, self.hyp.box))
             terms.append(Term("obj", obj, self.hyp.obj * balance))

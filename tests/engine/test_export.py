@@ -35,6 +35,7 @@ TINY = {
     "yolov5n": {"width": 0.125},
     "yolov5n_v6": {"width": 0.125},
     "yolov5m-center": {"depth": 0.33, "width": 0.125},
+    "yolov5n-p2": {"width": 0.125},
     "yolov8n": {"width": 0.125},
     "yolov8m-anchor": {"depth": 0.33, "width": 0.125},
     "retinanet": {"width": 0.125},

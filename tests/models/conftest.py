@@ -45,7 +45,7 @@ def tiny() -> BuildTiny:
 @pytest.fixture
 def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sparse heads gather whatever is selected, even everything."""
-    monkeypatch.setattr("models.head.DENSE_ABOVE", dict.fromkeys((8, 16, 32), 2.0))
+    monkeypatch.setattr("models.head.DENSE_ABOVE", dict.fromkeys((4, 8, 16, 32), 2.0))
     monkeypatch.setattr("models.head.DENSE_ABOVE_TWO", 2.0)
 
 

@@ -98,8 +98,8 @@ def test_objectness_and_classes_by_hand(tiny: BuildTiny) -> None:
         level.raw = torch.zeros_like(level.raw)
     losses = DetectionLoss(model.config, HypConfig())(output, TARGETS[:1], torch.zeros(1, 1, 16, 16))
     anchors_per_cell = model.head.coder.anchors.shape[1]
-    cells = [(128 / s) ** 2 / (640 / s) ** 2 for s in (8, 16, 32)]
-    expected = sum(share * weight for share, weight in zip(cells, LEVEL_BALANCE, strict=True)) * math.log(2)
+    weights = (LEVEL_BALANCE[s] * (128 / s) ** 2 / (640 / s) ** 2 for s in (8, 16, 32))
+    expected = sum(weights) * math.log(2)
     assert anchors_per_cell == 3 and losses["obj"].item() == pytest.approx(expected, rel=1e-5)
     matched_levels = round(losses["cls"].item() / (0.5 * 3 / 80 * math.log(2)), 4)
     assert matched_levels in (1, 2, 3)
