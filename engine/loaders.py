@@ -48,6 +48,7 @@ def build_data(
             cache=config.cache,
             seed=config.seed,
             single_class=config.single_cls,
+            repeat_factor=config.repeat_factor,
         )
     weights = None
     if config.image_weights:

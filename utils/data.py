@@ -1,7 +1,7 @@
-"""From a list of images to batches: the types `Sample` and `Batch`, the dataset, the loader.
+"""From a list of images to batches: the dataset, the loader.
 
-Label files are read by utils/labels.py, pixels by utils/pixel_store.py, geometry and colour are in
-utils/transforms.py, the order of samples in utils/sampling.py.
+The types `Sample` and `Batch` are in utils/batches.py. Label files are read by utils/labels.py, pixels by
+utils/pixel_store.py, geometry and colour are in utils/transforms.py, the order of samples in utils/sampling.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -18,11 +17,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from utils.batches import Batch, ImageMeta, Sample, collate
 from utils.boxes import Letterbox, letterbox_shape, tuple_hw
 from utils.config import HypConfig
+from utils.copy_paste import CopyPaste
 from utils.heatmap import FloatArray, heatmap_path, load_heatmap, render_heatmap, warp_heatmap
 from utils.images import ByteImage
 from utils.labels import DataError, LabelReport, check_labels, load_labels
@@ -35,6 +35,7 @@ from utils.sampling import (
     image_weights,
     rect_batches,
     rect_rng,
+    repeat_factors,
 )
 from utils.splits import dataset_fingerprint, dataset_root, resolve_split
 from utils.transforms import (
@@ -66,88 +67,6 @@ __all__ = [
 
 _SAMPLE = 0
 """Random stream of a sample, beside those of utils/sampling.py."""
-
-
-@dataclass(frozen=True)
-class ImageMeta:
-    """Where a sample comes from.
-
-    Attributes:
-        path: the image file (of a mosaic or mixup: of its first image).
-        index: of that image in the dataset.
-        letterbox: how that image lies in the input; with augmentation, how it would without.
-        others: further images that a mosaic or mixup took parts of.
-    """
-
-    path: Path
-    index: int
-    letterbox: Letterbox
-    others: tuple[Path, ...] = ()
-
-
-@dataclass(eq=False)
-class Sample:
-    """One network input with its labels.
-
-    Attributes:
-        image: uint8 [3, H, W] RGB.
-        boxes: float32 [N, 4] (cx, cy, w, h)_norm of the input.
-        labels: int64 [N].
-        heatmap: float32 [1, H/8, W/8] in 0–1.
-        meta: where it comes from.
-    """
-
-    image: Tensor
-    boxes: Tensor
-    labels: Tensor
-    heatmap: Tensor
-    meta: ImageMeta
-
-
-@dataclass(eq=False)
-class Batch:
-    """Samples of one size, stacked.
-
-    Attributes:
-        images: [B, 3, H, W] RGB; uint8 from the loader, float32 in 0–1 after `to`.
-        targets: float32 [T, 6], image in the batch, class, (cx, cy, w, h)_norm.
-        heatmaps: float32 [B, 1, H/8, W/8] in 0–1.
-        metas: of the B samples.
-    """
-
-    images: Tensor
-    targets: Tensor
-    heatmaps: Tensor
-    metas: list[ImageMeta]
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on a device, with images as float32 in 0–1."""
-        images = self.images.to(device, non_blocking=non_blocking)
-        if images.dtype == torch.uint8:
-            images = images.float().div_(255)
-        targets = self.targets.to(device, non_blocking=non_blocking)
-        heatmaps = self.heatmaps.to(device, non_blocking=non_blocking)
-        return Batch(images, targets, heatmaps, self.metas)
-
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory; called by DataLoader."""
-        return Batch(
-            self.images.pin_memory(), self.targets.pin_memory(), self.heatmaps.pin_memory(), self.metas
-        )
-
-
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples of one size into a batch."""
-    targets = []
-    for number, sample in enumerate(samples):
-        image = torch.full((len(sample.labels), 1), float(number))
-        targets.append(torch.cat([image, sample.labels[:, None].float(), sample.boxes], dim=1))
-    return Batch(
-        torch.stack([sample.image for sample in samples]),
-        torch.cat(targets),
-        torch.stack([sample.heatmap for sample in samples]),
-        [sample.meta for sample in samples],
-    )
 
 
 def round_img_size(img_size: int | tuple[int, int], stride: int = 32) -> tuple[int, int]:
@@ -191,6 +110,7 @@ class DetectionDataset(Dataset[Sample]):
         cache: CacheMode = "none",
         seed: int = 0,
         single_class: bool = False,
+        repeat_factor: float = 0.0,
     ) -> None:
         """
         Args:
@@ -205,6 +125,8 @@ class DetectionDataset(Dataset[Sample]):
             cache: keep smaller copies of the images in memory or on disk.
             seed: of all randomness.
             single_class: all labels become class 0, whatever the files say.
+            repeat_factor: show images with classes that are on fewer than this share of them more often, see
+                `utils.sampling.repeat_factors`; also as parts of mosaics. 0: all alike.
 
         Raises:
             DataError: no usable image, or (with augment) no label at all.
@@ -226,6 +148,8 @@ class DetectionDataset(Dataset[Sample]):
         self._has_masks = found.mask_tau > 0
         self._pixels = PixelStore(self.images, self.image_hw, cache, self.img_hw)
         self._fixed_hw = self._evaluation_shapes()
+        self._paste = CopyPaste(self.labels, hyp) if augment and hyp.copy_paste > 0 else None
+        self.repeats = repeat_factors(self.labels, repeat_factor) if repeat_factor > 0 else None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -249,13 +173,22 @@ class DetectionDataset(Dataset[Sample]):
             others = self._choose(self._policy, int(rng.integers(len(self))), rng)
             picture = blend(picture, self._augmented(self._policy, others, hw, rng), rng)
             used = used + others
+        if self._paste is not None:
+            picture, donors = self._paste(picture, self._source, rng)
+            used = used + donors
         return self._sample(picture, self._policy.colour(picture.image, rng), used, hw)
 
-    def rect_batches(self, epoch: int | None) -> list[RectBatch]:
-        """Batches of similar shape: shuffled for an epoch, or with None the fixed ones of evaluation."""
-        shapes = [letterbox_shape(tuple_hw(hw), self.img_hw, self._stride) for hw in self.image_hw.tolist()]
+    def rect_batches(self, epoch: int | None, chosen: Sequence[int] | None = None) -> list[RectBatch]:
+        """Batches of similar shape: shuffled for an epoch, or with None the fixed ones of evaluation.
+
+        Of all images, or of the chosen ones, which may be there several times.
+        """
+        chosen = range(len(self)) if chosen is None else chosen
+        sizes = self.image_hw[np.asarray(chosen, dtype=np.int64)].tolist()
+        shapes = [letterbox_shape(tuple_hw(hw), self.img_hw, self._stride) for hw in sizes]
         rng = None if epoch is None else rect_rng(self._seed, epoch)
-        return rect_batches(np.array(shapes, dtype=np.int64), self._batch_size, rng)
+        batches = rect_batches(np.array(shapes, dtype=np.int64), self._batch_size, rng)
+        return [RectBatch([chosen[i] for i in batch.indices], batch.input_hw) for batch in batches]
 
     @property
     def batch_size(self) -> int:
@@ -299,7 +232,10 @@ class DetectionDataset(Dataset[Sample]):
         """An image, alone or followed by three random ones for a mosaic."""
         if self.rect or rng.random() >= policy.mosaic:
             return [index]
-        return [index, *rng.integers(len(self), size=3).tolist()]
+        if self.repeats is None:
+            return [index, *rng.integers(len(self), size=3).tolist()]
+        share = self.repeats / self.repeats.sum()
+        return [index, *rng.choice(len(self), size=3, p=share).tolist()]
 
     def _augmented(
         self, policy: TrainPolicy, chosen: Sequence[int], hw: tuple[int, int], rng: np.random.Generator
@@ -378,6 +314,7 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         weights=image_weights,
+        repeats=dataset.repeats,
         fill=fill,
     )
     return DataLoader(

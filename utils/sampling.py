@@ -72,8 +72,8 @@ class SampledDataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def rect_batches(self, epoch: int | None) -> list[RectBatch]:
-        """Batches of an epoch; None: the fixed ones of evaluation."""
+    def rect_batches(self, epoch: int | None, chosen: Sequence[int] | None = None) -> list[RectBatch]:
+        """Batches of an epoch; None: the fixed ones of evaluation. Of all images, or of the chosen ones."""
 
 
 class EpochBatchSampler(Sampler[list[SampleKey]]):
@@ -86,6 +86,8 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     Attributes:
         weights: how often each image is drawn, relative to the others (with replacement); None: each once.
+        repeats: how often each image comes, relative to the others, as evenly as whole numbers allow (`repeated`); an
+            epoch stays as long as without. Random in every epoch are those that come once more or less.
     """
 
     def __init__(
@@ -98,6 +100,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         rank: int = 0,
         world_size: int = 1,
         weights: npt.NDArray[np.float64] | None = None,
+        repeats: npt.NDArray[np.float64] | None = None,
         fill: bool = True,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
@@ -108,6 +111,10 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
             raise ValueError(f"{len(weights)} image weights for {len(dataset)} images")
         if weights is not None and dataset.rect:
             raise ValueError("image weights do not go with rectangular batches: leave one of them out")
+        if weights is not None and repeats is not None:
+            raise ValueError(
+                "image weights and repeats both say how often images come: leave one of them out"
+            )
         self._dataset = dataset
         self._batch_size = batch_size
         self._shuffle = shuffle
@@ -116,6 +123,7 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
         self._world_size = world_size
         self._fill = fill
         self.weights = weights
+        self.repeats = repeats
 
     def __len__(self) -> int:
         if self._fill:
@@ -143,7 +151,11 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     def _rect(self) -> Iterator[list[SampleKey]]:
         epoch = self._dataset.epoch
-        batches = self._dataset.rect_batches(epoch if self._shuffle else None)
+        shuffled = epoch if self._shuffle else None
+        if self.repeats is None:
+            batches = self._dataset.rect_batches(shuffled)
+        else:
+            batches = self._dataset.rect_batches(shuffled, self._order(epoch))
         if self._fill:
             batches = _repeat_to_multiple(batches, self._world_size)
         keys = iter(_keys([index for batch in batches for index in batch.indices], epoch))
@@ -154,9 +166,11 @@ class EpochBatchSampler(Sampler[list[SampleKey]]):
 
     def _order(self, epoch: int) -> list[int]:
         count = len(self._dataset)
-        if self.weights is None and not self._shuffle:
+        if self.weights is None and self.repeats is None and not self._shuffle:
             return list(range(count))
         rng = np.random.default_rng([self._seed, epoch, _ORDER])
+        if self.repeats is not None:
+            return repeated(self.repeats, count, rng)
         if self.weights is None:
             return [int(i) for i in rng.permutation(count)]
         share = np.asarray(self.weights, dtype=np.float64)
@@ -180,6 +194,37 @@ def _keys(order: Sequence[int], epoch: int) -> list[SampleKey]:
 def _repeat_to_multiple(items: list[ItemT], multiple: int) -> list[ItemT]:
     missing = -len(items) % multiple
     return items + [items[i % len(items)] for i in range(missing)] if items else items
+
+
+def repeated(repeats: npt.NDArray[np.float64], count: int, rng: np.random.Generator) -> list[int]:
+    """Indices, ``count`` in all and in random order, each about ``count · repeats / Σ repeats`` times.
+
+    An index comes as often as that, rounded up or down at random so that the mean is right (systematic sampling).
+    """
+    order = rng.permutation(len(repeats))
+    upto = np.cumsum(repeats[order])
+    steps = np.floor(upto * (count / upto[-1]) + rng.random())
+    steps[-1] = count  # whatever the rounding of the sum
+    copies = np.diff(steps, prepend=0.0).astype(np.int64)
+    return [int(i) for i in rng.permutation(np.repeat(order, copies))]
+
+
+def repeat_factors(labels: Sequence[npt.NDArray[np.float32]], least_share: float) -> npt.NDArray[np.float64]:
+    """How often each image should come so that classes on few images are seen more (LVIS, arXiv 1908.03195, app. B).
+
+    A class on the share f of the images has the factor max(1, √(least_share / f)), an image the largest of its classes.
+
+    Args:
+        labels: per image [N, 5], the class first.
+        least_share: classes on at least this share of the images are not repeated.
+
+    Returns:
+        float64 [images], at least 1; 1 for images without objects.
+    """
+    present = [np.unique(rows[:, 0].astype(np.int64)) for rows in labels]
+    counts = Counter(int(c) for classes in present for c in classes)
+    factor = {c: max(1.0, math.sqrt(least_share * len(labels) / n)) for c, n in counts.items()}
+    return np.array([max((factor[int(c)] for c in classes), default=1.0) for classes in present])
 
 
 def image_weights(

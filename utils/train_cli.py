@@ -107,6 +107,8 @@ def parse_train_options(arguments: Sequence[str] | None = None) -> argparse.Name
         parser.error("--save-period keeps checkpoints that --nosave does not write: leave one out")
     if options.notest and "--patience" in parser.given and options.patience:
         parser.error("--patience waits for better scores, --notest measures none: leave one out")
+    if options.repeat_factor and options.image_weights:
+        parser.error("--repeat-factor and --image-weights both say how often images come: leave one out")
     if NONE in options.logger and len(options.logger) > 1:
         parser.error(f"--logger none excludes the others: {' '.join(options.logger)}")
     return options
@@ -245,6 +247,14 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--image-weights", action="store_true", help="show images with badly detected classes more often"
+    )
+    group.add_argument(
+        "--repeat-factor",
+        type=probability,
+        default=0.0,
+        metavar="T",
+        help="show images with a class that is on a smaller share f of them than T more often, up to sqrt(T/f) times as "
+        "the others (LVIS); an epoch stays as long. 0: all once",
     )
     group.add_argument(
         "--noautoanchor", action="store_true", help="keep the anchors even when they fit the labels badly"

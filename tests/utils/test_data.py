@@ -333,6 +333,45 @@ def test_image_weights_reach_the_loader(images: list[Path]) -> None:
     assert not torch.equal(batches[0].images[0], batches[0].images[1])
 
 
+def test_repeat_factor_reaches_the_loader_and_the_mosaics(images: list[Path]) -> None:
+    """Class 2 is on four images only (3 to 6), which then come more often, as first image and as another one."""
+    hyp = replace(HYP, mosaic=1.0, mixup=0.0)
+    plain, repeats = (
+        dataset(images, augment=True, hyp=hyp, repeat_factor=factor, batch_size=7) for factor in (0.0, 1.0)
+    )
+    assert plain.repeats is None and repeats.repeats is not None
+    assert repeats.repeats.tolist() == pytest.approx(
+        [1, *[(7 / 6) ** 0.5], (7 / 5) ** 0.5, *[(7 / 4) ** 0.5] * 4]
+    )
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    for data in (plain, repeats):
+        for epoch in range(20):
+            data.set_epoch(epoch)
+            for batch in build_loader(data, 7, 0, shuffle=True, seed=1):
+                seen[data is repeats] += [meta.index for meta in batch.metas]
+                seen[data is repeats] += [images.index(p) for meta in batch.metas for p in meta.others]
+    shares = [np.isin(seen[flag], (3, 4, 5, 6)).mean() for flag in (False, True)]
+    expected = repeats.repeats[3:].sum() / repeats.repeats.sum()
+    assert shares == pytest.approx([4 / 7, expected], abs=0.05)
+
+
+def test_pasted_objects_are_in_boxes_heatmap_and_metas(images: list[Path]) -> None:
+    hyp = replace(HYP, mosaic=0.0, mixup=0.0, scale=0.0, copy_paste=3.0)
+    plain, pasted = (dataset(images, augment=True, hyp=replace(hyp, copy_paste=mean)) for mean in (0.0, 3.0))
+    more = 0
+    for index in range(7):
+        before, after = plain[index], pasted[index]
+        number = len(after.labels) - len(before.labels)
+        more += number
+        assert torch.equal(after.boxes[: len(before.boxes)], before.boxes)
+        assert (after.heatmap >= before.heatmap).all()
+        assert len(after.meta.others) == (1 if number else 0)
+        for cx, cy in after.boxes[len(before.boxes) :, :2].tolist():
+            assert after.heatmap[0, int(cy * 16), int(cx * 16)] >= 0.5
+    assert more > 3
+    assert torch.equal(pasted[3].image, pasted[3].image)
+
+
 def test_real_pictures(shared_dir: Path, tmp_path: Path) -> None:
     folder = shared_dir / "data" / "VisDrone" / "VisDrone2019-DET-val"
     lines = []

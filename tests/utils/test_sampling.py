@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from utils.sampling import EpochBatchSampler, RectBatch, SampleKey, image_weights, rect_batches, rect_rng
+from utils.sampling import (
+    EpochBatchSampler,
+    RectBatch,
+    SampleKey,
+    image_weights,
+    rect_batches,
+    rect_rng,
+    repeat_factors,
+    repeated,
+)
 
 
 class Plain:
@@ -21,9 +31,11 @@ class Plain:
     def __len__(self) -> int:
         return self.count
 
-    def rect_batches(self, epoch: int | None) -> list[RectBatch]:
-        shapes = np.array([(32 + 32 * (i % 3), 96) for i in range(self.count)])
-        return rect_batches(shapes, 4, None if epoch is None else rect_rng(0, epoch))
+    def rect_batches(self, epoch: int | None, chosen: Sequence[int] | None = None) -> list[RectBatch]:
+        chosen = range(self.count) if chosen is None else chosen
+        shapes = np.array([(32 + 32 * (i % 3), 96) for i in chosen])
+        found = rect_batches(shapes, 4, None if epoch is None else rect_rng(0, epoch))
+        return [RectBatch([chosen[i] for i in batch.indices], batch.input_hw) for batch in found]
 
 
 class Rect(Plain):
@@ -145,6 +157,53 @@ def test_contradictions(bad: dict[str, object]) -> None:
 def test_weights_do_not_go_with_rect() -> None:
     with pytest.raises(ValueError, match="image weights do not go with rectangular batches"):
         EpochBatchSampler(Rect(5), 4, shuffle=True, seed=0, weights=np.ones(5))
+
+
+@pytest.mark.parametrize("kind", [Plain, Rect])
+@pytest.mark.parametrize("world", [1, 3])
+def test_repeats_come_as_often_as_whole_numbers_allow(kind: type[Plain], world: int) -> None:
+    """Expected times are 12 · repeats / 16: 0.75 for most, 2.25 for the second, 1.5 for the fourth."""
+    repeats = np.array([1.0, 3, 1, 2, *[1] * 9])[:12]
+    repeats *= 16 / repeats.sum()
+    expected = repeats * 12 / 16
+    totals: Counter[int] = Counter()
+    for epoch in range(200):
+        parts = batches(kind(12, epoch), 2, world, repeats=repeats)
+        seen = Counter(index for part in parts for index in indices(part))
+        assert sum(seen.values()) == 12
+        for index, times in enumerate(expected):
+            assert np.floor(times) <= seen[index] <= np.ceil(times)
+        totals += seen
+    assert [totals[i] / 200 for i in range(12)] == pytest.approx(expected, abs=0.12)
+    assert batches(kind(12, 3), repeats=repeats) == batches(kind(12, 3), repeats=repeats)
+    assert batches(kind(12, 3), repeats=repeats) != batches(kind(12, 4), repeats=repeats)
+
+
+def test_repeated_images_differ_in_their_draw() -> None:
+    parts = batches(Plain(8), repeats=np.array([7.0, 1, 1, 1, 1, 1, 1, 1]))
+    draws = [key.draw for batch in parts[0] for key in batch if key.index == 0]
+    assert sorted(draws) == list(range(len(draws))) and len(draws) >= 3
+
+
+def test_repeated_gives_the_number_asked_for_whatever_the_rounding() -> None:
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        assert len(repeated(rng.uniform(1, 4, 97), 97, rng)) == 97
+
+
+def test_repeats_and_weights_contradict_each_other() -> None:
+    with pytest.raises(ValueError, match="leave one of them out"):
+        EpochBatchSampler(Plain(5), 4, shuffle=True, seed=0, weights=np.ones(5), repeats=np.ones(5))
+
+
+def test_repeat_factors_by_hand() -> None:
+    def rows(*classes: int) -> np.ndarray:
+        return np.array([[c, 0.5, 0.5, 0.1, 0.1] for c in classes], np.float32).reshape(-1, 5)
+
+    # Class 0 is on 3 of 4 images, class 1 on one, however many objects of it there are.
+    labels = [rows(0, 0), rows(0), rows(0, 1, 1, 1), rows()]
+    assert repeat_factors(labels, 0.25).tolist() == [1, 1, 1, 1]
+    assert repeat_factors(labels, 1.0).tolist() == pytest.approx([(4 / 3) ** 0.5, (4 / 3) ** 0.5, 2, 1])
 
 
 def test_image_weights_by_hand() -> None:

@@ -29,6 +29,7 @@ OPTIONS: dict[str, Any] = {
     "noautoanchor": False,
     "cache": "none",
     "image_weights": False,
+    "repeat_factor": 0.0,
     "device": "",
     "multi_scale": False,
     "single_cls": False,
