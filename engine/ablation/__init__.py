@@ -1,0 +1,1 @@
+"""Experiments that change one thing at a time (``scripts/ablation.py``)."""
