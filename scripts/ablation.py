@@ -32,9 +32,9 @@ from engine.ablation.spec import (
     hyper_parameters,
     read_ablation,
     runs_of,
-    testing_words,
     training_images,
-    training_words,
+    words_for_testing,
+    words_for_training,
     words_of,
 )
 from engine.inference import load_model
@@ -113,7 +113,7 @@ def run_variant(spec: Ablation, run: Run) -> None:
     if run.trains:
         hyp = yaml.safe_dump(config_to_dict(hyper_parameters(spec, run.spec)), sort_keys=False)
         (run.folder / "hyp.yaml").write_text(hyp, encoding="utf-8")
-        words = training_words(spec, run, planned_epochs(spec, run))
+        words = words_for_training(spec, run, planned_epochs(spec, run))
         execute("train.py", words, run.folder / "train.log")
         commands.append(command_line("train.py", words))
     if not run.weights.is_file():
@@ -121,7 +121,7 @@ def run_variant(spec: Ablation, run: Run) -> None:
     threshold = None
     if spec.occupancy is not None:
         threshold = choose_threshold(spec, run, spec.occupancy)
-    words = testing_words(spec, run, threshold)
+    words = words_for_testing(spec, run, threshold)
     begin = time.perf_counter()
     execute("test.py", words, run.folder / "test.log")
     seconds = time.perf_counter() - begin
@@ -168,7 +168,7 @@ def probe(spec: Ablation, run: Run, images: Sequence[Path]) -> float:
 
 def choose_threshold(spec: Ablation, run: Run, occupancy: float) -> float | None:
     """The heatmap threshold at which the patches of a run's model cover so much; None for a dense one."""
-    args = build_test_parser().parse_args(testing_words(spec, run, None))
+    args = build_test_parser().parse_args(words_for_testing(spec, run, None))
     detector = load_model(run.weights, args.device)
     model = detector.model
     if not isinstance(model, ESOD) or model.seeker is None:

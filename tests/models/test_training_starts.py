@@ -49,7 +49,7 @@ def test_nothing_above_the_threshold_does_not_stall_training(heatmap_loss: str) 
         optimizer.step()
         assert len(output.patches) >= MIN_PATCHES
         assert output.heatmap_logits is not None
-        totals.append(float(losses["total"]))
+        totals.append(losses["total"].item())
         active.append(int((output.heatmap_logits.sigmoid() >= model.config.slicer.threshold).sum()))
     assert active[0] == 0, "from random weights nothing is above the threshold"
     assert active[-1] > 0, "the heatmap has come above it"

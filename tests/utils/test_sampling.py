@@ -168,7 +168,7 @@ def test_repeats_come_as_often_as_whole_numbers_allow(kind: type[Plain], world: 
     expected = repeats * 12 / 16
     totals: Counter[int] = Counter()
     for epoch in range(200):
-        parts = batches(kind(12, epoch), 2, world, repeats=repeats)
+        parts = batches(kind(12, epoch), 4, world, repeats=repeats)
         seen = Counter(index for part in parts for index in indices(part))
         assert sum(seen.values()) == 12
         for index, times in enumerate(expected):
