@@ -11,6 +11,7 @@ interrupted training goes on after its last epoch. The tables in --output hold w
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -31,6 +32,7 @@ from engine.ablation.spec import (
     Run,
     hyper_parameters,
     read_ablation,
+    resized,
     runs_of,
     training_images,
     words_for_testing,
@@ -40,7 +42,7 @@ from engine.ablation.spec import (
 from engine.inference import load_model
 from engine.loaders import evaluation_loader
 from models.esod import ESOD
-from utils.cli import Parser, run_main
+from utils.cli import Parser, positive_int, run_main
 from utils.config import DatasetConfig
 from utils.images import write_atomic
 from utils.logger import get_logger
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if spec.minutes is None:
             raise ConfigError(f"--minutes: {args.file} says the number of epochs; leave it out")
         spec = replace(spec, minutes=args.minutes)
+    if args.img_size is not None:
+        spec = resized(spec, args.img_size)
     unknown = sorted(set(args.only) - set(spec.variants))
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: {args.file} has {', '.join(spec.variants)}")
@@ -72,7 +76,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for run in runs:
         if not args.table_only and (not args.only or run.variant in args.only):
             run_variant(spec, run)
-    write_tables(spec, runs, args.file, args.output)
+    write_tables(spec, runs, command_of(args), args.output)
+
+
+def command_of(args: argparse.Namespace) -> list[str]:
+    """Words behind the script that make the same tables, once everything has run."""
+    words = [str(args.file)]
+    for name in ("minutes", "img_size"):
+        if getattr(args, name) is not None:
+            words += [f"--{name.replace('_', '-')}", f"{getattr(args, name):g}"]
+    return words
 
 
 EXAMPLES = (
@@ -89,6 +102,12 @@ def build_parser() -> Parser:
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="leave the others alone")
     parser.add_argument(
         "--minutes", type=float, metavar="M", help="of each training, instead of what the file says"
+    )
+    parser.add_argument(
+        "--img-size",
+        type=positive_int,
+        metavar="N",
+        help="of the trainings, instead of what the file says; the sizes of tests follow in proportion",
     )
     parser.add_argument(
         "--project", default="runs/ablation", metavar="DIR", help="folder of all ablations' runs"
@@ -201,15 +220,15 @@ def execute(script: str, words: Sequence[str], log: Path) -> None:
         raise AblationError(f"{script} failed with status {status}: see {log}")
 
 
-def write_tables(spec: Ablation, runs: Sequence[Run], source: Path, output: Path) -> None:
+def write_tables(spec: Ablation, runs: Sequence[Run], command: list[str], output: Path) -> None:
     """The tables of all finished runs, in output/NAME.md and .json."""
     done = [run for run in runs if (run.folder / "result.json").is_file()]
     results = [read_result(run) for run in done]
     missing = [run for run in runs if run not in done]
     output.mkdir(parents=True, exist_ok=True)
-    name = f"ablation_{source.stem}"
+    name = f"ablation_{Path(command[0]).stem}"
     write_atomic(output / f"{name}.json", lambda file: file.write(result_json(spec, results).encode()))
-    text = page(str(source), spec, results, missing)
+    text = page(" ".join(command), spec, results, missing)
     write_atomic(output / f"{name}.md", lambda file: file.write(text.encode()))
     print(table(spec, results))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.config import DatasetConfig, HypConfig
@@ -14,6 +14,7 @@ from utils.typed_data import ConfigError, config_from_dict, config_to_dict, load
 
 Option = bool | int | float | str | list[str]
 """Value of an option of train.py or test.py; true: the flag alone, false: not given."""
+SIZE = "img-size"
 OWN = ("hyp", "project", "name", "exist_ok", "resume", "auto_resume", "config")
 """Options of train.py that an ablation sets itself."""
 OWN_TEST = ("weights", "project", "name", "exist_ok", "task")
@@ -127,6 +128,29 @@ def runs_of(spec: Ablation, folder: Path) -> list[Run]:
     return found
 
 
+def resized(spec: Ablation, img_size: int) -> Ablation:
+    """The same with trainings at this image size, and every other size of the file in proportion, in multiples of 32.
+
+    Raises:
+        ConfigError: the file has no single number as the trainings' img-size.
+    """
+    given = spec.train.get(SIZE)
+    if not isinstance(given, int):
+        raise ConfigError(f"train.{SIZE} is {given!r}; expected a number, or leave --img-size out")
+
+    def scaled(options: dict[str, Option]) -> dict[str, Option]:
+        size = options.get(SIZE)
+        return (
+            options | {SIZE: round(size * img_size / given / 32) * 32} if isinstance(size, int) else options
+        )
+
+    variants = {
+        name: replace(one, train=scaled(one.train), test=scaled(one.test))
+        for name, one in spec.variants.items()
+    }
+    return replace(spec, train=scaled(spec.train), test=scaled(spec.test), variants=variants)
+
+
 def hyper_parameters(spec: Ablation, variant: Variant) -> HypConfig:
     """All of a variant's training."""
     base = config_to_dict(load_config(HypConfig, spec.base))
@@ -135,7 +159,7 @@ def hyper_parameters(spec: Ablation, variant: Variant) -> HypConfig:
 
 def words_for_training(spec: Ablation, run: Run, epochs: int | None = None) -> list[str]:
     """What stands behind ``train.py``; the run goes on where it was stopped."""
-    options: dict[str, Option] = {**spec.train, **run.spec.train, "seed": run.seed}
+    options: dict[str, Option] = {"seed": run.seed, **spec.train, **run.spec.train}
     if epochs is not None:
         options["epochs"] = epochs
     own = ["--hyp", str(run.folder / "hyp.yaml"), "--project", str(run.folder), "--name", "train"]

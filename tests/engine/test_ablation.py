@@ -21,6 +21,7 @@ from engine.ablation.spec import (
     Ablation,
     hyper_parameters,
     read_ablation,
+    resized,
     runs_of,
     words_for_testing,
     words_for_training,
@@ -96,7 +97,7 @@ def test_commands(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert [run.trains for run in runs] == [True, True, False, False, False]
     assert words_for_training(spec, runs[1], 7) == [
-        "--data", "data/sample.yaml", "--epochs", "7", "--seed", "5", "--hyp", "R/base-seed5/hyp.yaml",
+        "--seed", "5", "--data", "data/sample.yaml", "--epochs", "7", "--hyp", "R/base-seed5/hyp.yaml",
         "--project", "R/base-seed5", "--name", "train", "--auto-resume",
     ]  # fmt: skip
     assert words_for_testing(spec, runs[3], 0.25) == [
@@ -107,6 +108,18 @@ def test_commands(tmp_path: Path) -> None:
     hyp = hyper_parameters(spec, spec.variants["base"])
     assert (hyp.box, hyp.mosaic, hyp.cls) == (0.1, 0.0, 0.5)
     assert words_of({"a": True, "b": False, "c": ["x", "y"]}) == ["--a", "--c", "x", "y"]
+
+
+def test_sizes_follow_that_of_the_trainings(tmp_path: Path) -> None:
+    variants = {"a": {}, "b": {"trained": "a", "test": {"img-size": 800}}, "c": {"train": {"img-size": 320}}}
+    train = content()["train"] | {"img-size": 640}
+    spec = read(tmp_path, train=train, test=content()["test"] | {"img-size": 640}, variants=variants)
+    small = resized(spec, 416)
+    assert small.train["img-size"] == small.test["img-size"] == 416
+    assert small.variants["b"].test["img-size"] == 512 and small.variants["c"].train["img-size"] == 192
+    assert small.variants["a"] == spec.variants["a"]
+    with pytest.raises(ConfigError, match="expected a number"):
+        resized(read(tmp_path), 416)
 
 
 def test_the_threshold_for_an_occupancy_is_found_on_flat_steps() -> None:
@@ -230,6 +243,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, run_command: RunCommand) -
     path.write_text(yaml.safe_dump(content(), sort_keys=False), encoding="utf-8")
     assert "has base, soft" in run_command(SCRIPT, path, "--only", "hard").err
     assert "leave it out" in run_command(SCRIPT, path, "--minutes", 3).err
+    assert "leave --img-size out" in run_command(SCRIPT, path, "--img-size", 320).err
 
 
 @pytest.mark.slow
