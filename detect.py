@@ -170,6 +170,7 @@ def _output_options(options: argparse.Namespace) -> OutputOptions:
         save_txt=options.save_txt,
         save_conf=options.save_conf,
         save_crop=options.save_crop,
+        video_codec=options.video_codec,
         style=BoxStyle(options.line_thickness, options.hide_labels, options.hide_conf),
     )
 

@@ -115,9 +115,19 @@ class WindowPredictor:
                 if time.perf_counter() - told > _NEWS_S:
                     told = time.perf_counter()
                     logger.info("%s: window %d of %d", frame.path, number, len(windows))
+        self._tell_of_full_windows(frame, whole.found)
         begin = time.perf_counter()
         merged = merge_windows(whole.found, windows, frame.hw, self.post.iou_thres, self.post.agnostic)
         return whole.prediction(merged, (time.perf_counter() - begin) * 1e3)
+
+    def _tell_of_full_windows(self, frame: Frame, found: list[Detections]) -> None:
+        """Windows of thousands of pixels may hold more objects than a picture is expected to."""
+        full = sum(len(one) >= self.post.max_det for one in found)
+        if full:
+            logger.warning(
+                "%s: in %d of %d windows the %d best detections are all that is kept; --max-det keeps more",
+                frame.path, full, len(found), self.post.max_det,
+            )  # fmt: skip
 
     def _inputs(self, frame: Frame, windows: list[Window]) -> Jobs[NetworkInput]:
         for window in windows:

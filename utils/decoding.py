@@ -19,6 +19,11 @@ from numpy.typing import NDArray
 from utils.images import JPEG_START, ByteImage, ImageError, decode_jpeg
 
 _FALLBACK_FPS = 25.0
+_RATE_FRAMES = 33
+"""So many frames at the beginning of a video tell its rate."""
+_RATE_TOLERANCE = 0.1
+_LONGEST_STILL_S = 60.0
+"""A frame that seems to be shown for longer has a wrong time."""
 _LARGEST_BY_BITS = (255, 1023, 4095, 16383, 65535)
 _TRANSPARENT_RGB = 114  # the grey that letterboxing pads with: to the network, "no picture here"
 _JPEG_END = b"\xff\xd9"
@@ -50,11 +55,15 @@ class VideoCutError(VideoError):
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What is known of a video: frames per second, number of frames (None: not said), (height, width)."""
+    """What is known of a video: frames per second, number of frames (None: not said), (height, width), how long it is.
+
+    Where frames do not come at a constant rate, ``fps`` is that of the first second or so.
+    """
 
     fps: float
     frame_count: int | None
     hw: tuple[int, int]
+    duration_s: float | None = None
 
 
 def read_picture(path: str | Path) -> ByteImage:
@@ -123,22 +132,31 @@ def full_scale_of(largest: float, floating: bool) -> float:
     return next((float(limit) for limit in _LARGEST_BY_BITS if largest <= limit), largest)
 
 
-def read_video(path: Path) -> Iterator[tuple[ByteImage, VideoInfo]]:
-    """Frames (uint8 [H, W, 3], RGB) of a video in order, each with what is known of the video.
+def read_video(path: Path) -> Iterator[tuple[ByteImage, float, VideoInfo]]:
+    """Frames (uint8 [H, W, 3], RGB) of a video in order, when each is shown, and what is known of the video.
 
+    Times are seconds since the first frame, as the file says them, because many files (of phones, browsers, screen
+    recorders) have no constant rate. Where a time is missing or impossible the frame comes 1/fps after the last one.
     Raises VideoError, at the first frame, when not a single frame can be decoded.
     """
     if not path.is_file():
         raise VideoError(f"{path}: no such file")
+    intervals_s = _first_intervals(path)
     capture = cv2.VideoCapture(str(path))
     try:
         video: VideoInfo | None = None
+        time_s = said_s = 0.0
         while True:
             success, bgr = capture.read()
             if not success:
                 break
-            video = video or video_info(capture, bgr)
-            yield bgr_to_rgb(bgr), video
+            last_said_s, said_s = said_s, _said_time(capture)
+            if video is None:
+                video = _with_true_rate(video_info(capture, bgr), intervals_s)
+            else:
+                step_s = said_s - last_said_s
+                time_s += step_s if 0 < step_s <= _LONGEST_STILL_S else 1 / video.fps
+            yield bgr_to_rgb(bgr), time_s, video
         if video is None:
             raise VideoError(f"{path}: not a video, a damaged one, or a codec that OpenCV cannot read")
     finally:
@@ -151,7 +169,39 @@ def video_info(capture: Capture, first: NDArray[Any]) -> VideoInfo:
     count = float(capture.get(cv2.CAP_PROP_FRAME_COUNT))
     known_fps = fps if math.isfinite(fps) and 0 < fps <= 1000 else _FALLBACK_FPS
     known_count = int(count) if math.isfinite(count) and 0 < count < 1e9 else None
-    return VideoInfo(known_fps, known_count, (first.shape[0], first.shape[1]))
+    # Where the count is an estimate it was made from the duration by this rate, however wrong the rate is.
+    duration_s = known_count / fps if known_count and math.isfinite(fps) and fps > 0 else None
+    return VideoInfo(known_fps, known_count, (first.shape[0], first.shape[1]), duration_s)
+
+
+def _said_time(capture: Capture) -> float:
+    """Seconds at which the frame that was decoded last is shown, as the file says; 0 where it does not."""
+    said_s = float(capture.get(cv2.CAP_PROP_POS_MSEC)) / 1e3
+    return said_s if math.isfinite(said_s) else 0.0
+
+
+def _first_intervals(path: Path) -> NDArray[np.float64]:
+    """Seconds between the first frames of a video, those that are possible."""
+    capture = cv2.VideoCapture(str(path))
+    try:
+        times: list[float] = []
+        while len(times) < _RATE_FRAMES and capture.grab():
+            times.append(_said_time(capture))
+    finally:
+        capture.release()
+    steps = np.diff(np.array(times, dtype=np.float64))
+    return steps[(steps > 0) & (steps <= _LONGEST_STILL_S)]
+
+
+def _with_true_rate(video: VideoInfo, intervals_s: NDArray[np.float64]) -> VideoInfo:
+    """With the rate at which frames come, where the stated one is another: 1000 per second say some files."""
+    if not len(intervals_s):
+        return video
+    usual = intervals_s[intervals_s <= 1.5 * np.median(intervals_s)]
+    measured = float(1 / usual.mean())
+    if abs(video.fps / measured - 1) <= _RATE_TOLERANCE:
+        return video
+    return VideoInfo(measured, None, video.hw, video.duration_s)
 
 
 def bgr_to_rgb(decoded: NDArray[Any]) -> ByteImage:

@@ -21,6 +21,7 @@ from utils.cli import (
     probability,
 )
 from utils.streams import RECONNECTS
+from utils.writers import BEST_CODEC, VIDEO_CODECS
 
 DESCRIPTION = "Detect objects in images, videos, lists of them, cameras and streams."
 EPILOG = (
@@ -153,6 +154,13 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "--save-crop", action="store_true", help="save what is in each box as crops/CLASS/NAME_NUMBER.jpg"
     )
     group.add_argument("--nosave", action="store_true", help="do not save the pictures and videos with boxes")
+    group.add_argument(
+        "--video-codec",
+        choices=tuple(VIDEO_CODECS),
+        default=BEST_CODEC,
+        help="of saved videos: vp9 is the smallest and by far the slowest to write; vp8 in browsers, too; mpeg4 the "
+        "fastest, for players only",
+    )
     _add_record_arguments(group)
     group.add_argument(
         "--line-thickness",

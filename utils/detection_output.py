@@ -32,7 +32,7 @@ from utils.record_files import RecordFile
 from utils.records import class_name
 from utils.results import Detections, PredictionLike
 from utils.summary import Throughput
-from utils.writers import OutputNames, VideoWriter, crop_paths, save_crops, write_darknet
+from utils.writers import BEST_CODEC, OutputNames, VideoWriter, crop_paths, save_crops, write_darknet
 
 logger = logging.getLogger(f"{LOGGER_NAME}.detection_output")
 
@@ -43,13 +43,14 @@ BEHIND_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class OutputOptions:
-    """What to write: pictures with boxes, cluster pictures, label files (with scores), crops."""
+    """What to write: pictures with boxes, cluster pictures, label files (with scores), crops; videos of which codec."""
 
     save_pictures: bool = True
     view_cluster: bool = False
     save_txt: bool = False
     save_conf: bool = False
     save_crop: bool = False
+    video_codec: str = BEST_CODEC
     style: BoxStyle = field(default_factory=BoxStyle)
 
 
@@ -180,8 +181,9 @@ class DetectionOutput:
             save_image(path.with_name(f"{path.name}{suffix}"), picture)
             return
         if path not in self._videos:
-            self._videos[path] = self._open_videos.enter_context(VideoWriter(path, frame.video.fps))
-        self._videos[path].write(picture)
+            writer = VideoWriter(path, frame.video.fps, self.options.video_codec)
+            self._videos[path] = self._open_videos.enter_context(writer)
+        self._videos[path].write(picture, frame.time_s)
 
 
 def count_classes(found: Detections, names: Sequence[str]) -> str:

@@ -51,6 +51,7 @@ class Frame:
         video: None for an image.
         live: from a stream: frames of several streams may come in turn.
         large: the picture itself, when ``image`` is a smaller version of it; to be looked at in windows.
+        time_s: seconds since the beginning of its video; None for an image, and for a stream.
     """
 
     image: ByteImage
@@ -61,6 +62,7 @@ class Frame:
     video: VideoInfo | None
     live: bool = False
     large: LargePicture | None = None
+    time_s: float | None = None
 
     @property
     def pixels(self) -> LargePicture:
@@ -211,13 +213,18 @@ def _picture(
 
 def _video(index: int, path: Path, total: int | None) -> Iterator[Frame]:
     """Frames of a video; VideoCutError after the last when it stops well before its stated end."""
-    number, expected = -1, None
-    for number, (image, video) in enumerate(read_video(path)):
-        expected = video.frame_count
-        yield Frame(image, path, index, number, total, video)
-    # The count in a header is often an estimate from the duration: a few frames are no defect.
-    if expected is not None and number + 1 < expected - max(5, expected // 50):
-        raise VideoCutError(f"{path}: the video after frame {number + 1} of {expected}: not readable")
+    number, end_s, video = -1, 0.0, None
+    for number, (image, time_s, video) in enumerate(read_video(path)):
+        end_s = time_s + 1 / video.fps
+        yield Frame(image, path, index, number, total, video, time_s=time_s)
+    if video is None or video.duration_s is None:
+        return
+    # The duration in a header is often that of the sound: a few frames are no defect.
+    if end_s < video.duration_s - max(5 / video.fps, video.duration_s / 50):
+        where = f"frame {number + 1}" + (f" of {video.frame_count}" if video.frame_count else "")
+        raise VideoCutError(
+            f"{path}: the video after {where}, {end_s:.1f} of {video.duration_s:.1f} s: not readable"
+        )
 
 
 def _raise(error: Exception) -> NoReturn:

@@ -94,28 +94,30 @@ class RasterPicture:
 
     def read(self, left: int, top: int, right: int, bottom: int) -> ByteImage:
         """See `LargePicture`. Raises ImageError where the file is damaged."""
-        return self._read((left, top, right, bottom), (bottom - top, right - left))
-
-    def reduced(self, longest: int) -> ByteImage:
-        """See `LargePicture`; read in stripes."""
-        height, width = reduced_hw(self.hw, longest)
-        picture = np.empty((height, width, 3), np.uint8)
-        for top, bottom in _stripes(height):
-            rows = [round(edge * self.hw[0] / height) for edge in (top, bottom)]
-            picture[top:bottom] = self._read((0, rows[0], self.hw[1], rows[1]), (bottom - top, width))
-        return picture
-
-    def _read(self, rectangle: tuple[int, int, int, int], out_hw: tuple[int, int]) -> ByteImage:
-        values = _raster_values(self.path, self.bands, rectangle, out_hw, smooth=self.palette is None)
-        layers = np.moveaxis(values, 0, 2)
+        rectangle = (left, top, right, bottom)
+        layers = np.moveaxis(_raster_values(self.path, self.bands, rectangle), 0, 2)
         if self.palette is not None:
             picture: ByteImage = np.array(self.palette, np.uint8)[layers[..., 0]]
         else:
             picture = to_uint8(layers, self.full_scale)
         if self.alpha is not None:
-            opacity = _raster_values(self.path, (self.alpha,), rectangle, out_hw, smooth=True)
+            opacity = _raster_values(self.path, (self.alpha,), rectangle)
             picture = over_grey(picture, np.moveaxis(opacity, 0, 2))
         return np.ascontiguousarray(np.broadcast_to(picture, (*picture.shape[:2], 3)))
+
+    def reduced(self, longest: int) -> ByteImage:
+        """See `LargePicture`; read in stripes, because rasterio's own averaging takes several times as long."""
+        height, width = reduced_hw(self.hw, longest)
+        picture = np.empty((height, width, 3), np.uint8)
+        for top, bottom in _stripes(height, max(1, round(_STRIPE_PX * height / self.hw[0]))):
+            begin, end = (round(edge * self.hw[0] / height) for edge in (top, bottom))
+            stripe = self.read(0, begin, self.hw[1], end)
+            if stripe.shape[:2] != (bottom - top, width):
+                stripe = np.asarray(
+                    cv2.resize(stripe, (width, bottom - top), interpolation=cv2.INTER_AREA), np.uint8
+                )
+            picture[top:bottom] = stripe
+        return picture
 
 
 def open_large_picture(path: Path) -> LargePicture:
@@ -199,32 +201,20 @@ def _open_raster(path: Path, tiled: bool = False) -> RasterPicture | None:
 def _full_scale(path: Path, bands: tuple[int, ...], hw: tuple[int, int], kind: np.dtype[Any]) -> float:
     """What is shown as 255 in a picture of more than 8 bits: one value for all of it, so it is read once for this."""
     largest = 0.0
-    for top, bottom in _stripes(hw[0]):
-        values = _raster_values(path, bands, (0, top, hw[1], bottom), (bottom - top, hw[1]), smooth=False)
+    for top, bottom in _stripes(hw[0], _STRIPE_PX):
+        values = _raster_values(path, bands, (0, top, hw[1], bottom))
         largest = max(largest, float(np.nan_to_num(values, posinf=0.0, neginf=0.0).max()))
     return full_scale_of(largest, floating=np.issubdtype(kind, np.floating))
 
 
-def _raster_values(
-    path: Path,
-    bands: tuple[int, ...],
-    rectangle: tuple[int, int, int, int],
-    out_hw: tuple[int, int],
-    smooth: bool,
-) -> NDArray[Any]:
-    """Values [bands, out height, out width] of a rectangle (left, top, right, bottom), made smaller if need be."""
+def _raster_values(path: Path, bands: tuple[int, ...], rectangle: tuple[int, int, int, int]) -> NDArray[Any]:
+    """Values [bands, height, width] of a rectangle (left, top, right, bottom)."""
     import rasterio
-    from rasterio.enums import Resampling
 
     left, top, right, bottom = rectangle
     try:
         with rasterio.Env(GDAL_CACHEMAX=_CACHE_MB), rasterio.open(path) as dataset:
-            values = dataset.read(
-                list(bands),
-                window=((top, bottom), (left, right)),
-                out_shape=(len(bands), *out_hw),
-                resampling=Resampling.average if smooth else Resampling.nearest,
-            )
+            values = dataset.read(list(bands), window=((top, bottom), (left, right)))
     except rasterio.errors.RasterioError as error:
         raise ImageError(f"{path}: cannot read the picture: {error}") from error
     return np.asarray(values)
@@ -237,6 +227,6 @@ def _accept_pictures_without_a_place() -> None:
     warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 
-def _stripes(height: int) -> Iterator[tuple[int, int]]:
-    """First row and end of each stripe of a picture."""
-    return ((top, min(top + _STRIPE_PX, height)) for top in range(0, height, _STRIPE_PX))
+def _stripes(height: int, rows: int) -> Iterator[tuple[int, int]]:
+    """First row and end of each stripe, of at most so many rows, of a picture."""
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))

@@ -72,7 +72,6 @@ def files_done(frame: Frame) -> float | None:
         return None
     if frame.video is None or frame.frame_number is None:
         return frame.index + 1
-    count = frame.video.frame_count
-    if count is None:
+    if frame.video.duration_s is None or frame.time_s is None:
         return None if frame.total == 1 else frame.index
-    return frame.index + min((frame.frame_number + 1) / count, 1.0)
+    return frame.index + min((frame.time_s + 1 / frame.video.fps) / frame.video.duration_s, 1.0)

@@ -59,10 +59,7 @@ class JsonLines:
 
     def add(self, frame: Frame, relative: Path, prediction: PredictionLike) -> None:
         """Write the line of a frame. Raises ReaderGoneError when it goes to a pipe that nobody reads any more."""
-        time_s = None
-        if frame.video is not None and frame.frame_number is not None and not frame.live:
-            time_s = frame.frame_number / frame.video.fps
-        record = image_record(str(frame.path), prediction, self._names, frame.frame_number, time_s)
+        record = image_record(str(frame.path), prediction, self._names, frame.frame_number, frame.time_s)
         try:
             self._file.write(json.dumps(record).encode("ascii") + b"\n")
             self._file.flush()

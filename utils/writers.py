@@ -17,6 +17,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from utils.boxes import clip_boxes, xyxy_to_cxcywh
 from utils.draw import save_image
@@ -25,8 +26,13 @@ from utils.large_picture import LargePicture
 from utils.records import class_name, coco_results
 from utils.results import Detections
 
-VIDEO_FORMATS: tuple[tuple[str, str], ...] = (("VP90", ".webm"), ("mp4v", ".mp4"))
-"""(codec, suffix), best first: browsers play VP9; OpenCV's wheels can write neither H.264 nor AV1."""
+VIDEO_CODECS: dict[str, tuple[tuple[str, str], ...]] = {
+    "vp9": (("VP90", ".webm"), ("mp4v", ".mp4")),
+    "vp8": (("VP80", ".webm"), ("mp4v", ".mp4")),
+    "mpeg4": (("mp4v", ".mp4"),),
+}
+"""Name → (OpenCV's name, suffix), best first. Browsers play VP9 and VP8; OpenCV's wheels write neither H.264 nor AV1."""
+BEST_CODEC = "vp9"
 
 
 class VideoWriteError(RuntimeError):
@@ -177,27 +183,32 @@ class GrowingJson:
 
 
 class VideoWriter:
-    """Writes frames as a video that browsers play: VP9 in WebM, or MPEG-4 where OpenCV has no VP9.
+    """Writes frames as a video: VP9 or VP8 in WebM, which browsers play, or MPEG-4, also where OpenCV has no VP9.
 
-    The frame rate is kept. An odd height or width is padded by one pixel, which the codecs need. The file
+    The frame rate is constant; frames that have times are shown so long as their times say, repeated or left out
+    where the rate needs it. An odd height or width is padded by one pixel, which the codecs need. The file
     gets its name when it is closed; until then it is a hidden ``.….part`` file beside it. Use it in a
     ``with`` block: whatever ends the block, the frames so far become a playable file.
     """
 
-    def __init__(self, stem: Path, fps: float) -> None:
-        """stem: the file without suffix; the codec decides on that. fps: frames per second, above 0."""
+    def __init__(self, stem: Path, fps: float, codec: str = BEST_CODEC) -> None:
+        """stem: the file without suffix; the codec, one of `VIDEO_CODECS`, decides on that. fps: above 0."""
         if not fps > 0:
             raise ValueError(f"{stem}: a video needs frames per second above 0, found {fps}")
         self.path: Path | None = None
         """The file, once it has been closed; None before, and when there was no frame."""
         self.frame_count = 0
-        self._stem, self._fps = stem, fps
+        """Of the file: repeated frames count."""
+        self._stem, self._fps, self._formats = stem, fps, VIDEO_CODECS[codec]
         self._hw: tuple[int, int] = (0, 0)
         self._writer: cv2.VideoWriter | None = None
         self._part = self._final = stem
+        self._last: NDArray[Any] | None = None
 
-    def write(self, image: ByteImage) -> None:
+    def write(self, image: ByteImage, time_s: float | None = None) -> None:
         """Append a frame, uint8 [H, W, 3] RGB; all frames have the size of the first.
+
+        time_s: since the first frame; the last frame is shown until then. None: one frame after the last.
 
         Raises ValueError for another size, VideoWriteError when OpenCV can write no video here.
         """
@@ -207,8 +218,12 @@ class VideoWriter:
             self._writer = self._open(hw)
         if hw != self._hw:
             raise ValueError(f"{self._stem}: a frame is {hw} (height, width), the first one was {self._hw}")
-        self._writer.write(cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2BGR))
-        self.frame_count += 1
+        place = self.frame_count if time_s is None else round(time_s * self._fps)
+        while self._last is not None and self.frame_count < place:
+            self._append(self._last)
+        if self.frame_count <= place:  # else it comes before the last one was shown as long as a frame is
+            self._last = cv2.cvtColor(_pad_to_even(image), cv2.COLOR_RGB2BGR)
+            self._append(self._last)
 
     def close(self) -> None:
         """Finish the file and give it its name; closing twice does nothing."""
@@ -229,10 +244,15 @@ class VideoWriter:
     ) -> None:
         self.close()
 
+    def _append(self, bgr: NDArray[Any]) -> None:
+        if self._writer is not None:
+            self._writer.write(bgr)
+            self.frame_count += 1
+
     def _open(self, hw: tuple[int, int]) -> cv2.VideoWriter:
         self._stem.parent.mkdir(parents=True, exist_ok=True)
         size = (hw[1] + hw[1] % 2, hw[0] + hw[0] % 2)
-        for codec, suffix in VIDEO_FORMATS:
+        for codec, suffix in self._formats:
             self._final = self._stem.with_name(self._stem.name + suffix)
             self._part = self._stem.with_name(f".{self._stem.name}.part{suffix}")
             writer = cv2.VideoWriter(str(self._part), cv2.VideoWriter.fourcc(*codec), self._fps, size)
@@ -240,7 +260,7 @@ class VideoWriter:
                 return writer
             writer.release()
             self._part.unlink(missing_ok=True)
-        tried = ", ".join(codec for codec, _ in VIDEO_FORMATS)
+        tried = ", ".join(codec for codec, _ in self._formats)
         raise VideoWriteError(
             f"{self._stem}: OpenCV can write no video here (tried {tried}); "
             "install opencv-python from PyPI, check the folder, or use --nosave"

@@ -135,6 +135,15 @@ def test_command_on_a_picture_too_large_to_be_drawn_whole(
     assert cv2.imread(str(folder / "a_cluster.jpg")) is not None
 
 
+@pytest.mark.parametrize("max_det, told", [(3, True), (500, False)])
+def test_windows_that_are_full_are_told(
+    detector: Detector, scene: np.ndarray, caplog: pytest.LogCaptureFixture, max_det: int, told: bool
+) -> None:
+    post = PostprocessConfig(0.3, 0.45, max_det)
+    WindowPredictor(detector, post, 512, 128).predict(frame_of(scene), None)
+    assert ("windows the 3 best detections are all that is kept" in caplog.text) == told
+
+
 def test_a_hint_is_given_once(weights: Path, tmp_path: Path, run_command: RunCommand) -> None:
     for name in "ab":
         cv2.imwrite(str(tmp_path / f"{name}.png"), np.zeros((64, 4100, 3), np.uint8))

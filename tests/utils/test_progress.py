@@ -17,8 +17,10 @@ from utils.progress import Progress, files_done
 def frame(
     index: int, total: int | None, number: int | None = None, count: int | None = None, name: str = "a.jpg"
 ) -> Frame:
-    video = None if number is None else VideoInfo(25.0, count, (4, 4))
-    return Frame(np.zeros((4, 4, 3), np.uint8), Path(name), index, number, total, video)
+    video, time_s = None, None
+    if number is not None:
+        video, time_s = VideoInfo(25.0, count, (4, 4), None if count is None else count / 25), number / 25
+    return Frame(np.zeros((4, 4, 3), np.uint8), Path(name), index, number, total, video, time_s=time_s)
 
 
 def test_files_done() -> None:

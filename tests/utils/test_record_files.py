@@ -50,7 +50,8 @@ class Found:
 
 def frame(name: str = "in/a.jpg", number: int | None = None, index: int = 0) -> Frame:
     video = None if number is None else VideoInfo(29.97, 100, (40, 60))
-    return Frame(np.zeros((40, 60, 3), np.uint8), Path(name), index, number, 2, video)
+    time_s = None if number is None else number / 29.97
+    return Frame(np.zeros((40, 60, 3), np.uint8), Path(name), index, number, 2, video, time_s=time_s)
 
 
 def write_all(folder: Path, frames: list[tuple[Frame, Any]], json_lines: Any = None) -> None:

@@ -191,24 +191,28 @@ def test_video_keeps_a_broken_rate(tmp_path: Path, fps: float) -> None:
     assert frames[0].video is not None and frames[0].video.fps == pytest.approx(fps, abs=0.005)
 
 
-def test_video_is_vp9_in_webm_with_the_wheel_in_use(tmp_path: Path) -> None:
-    with VideoWriter(tmp_path / "v", 10) as writer:
+@pytest.mark.parametrize("codec, written", [("vp9", "VP90"), ("vp8", "VP80"), ("mpeg4", "FMP4")])
+def test_video_is_of_the_codec_that_is_asked_for_with_the_wheel_in_use(
+    tmp_path: Path, codec: str, written: str
+) -> None:
+    with VideoWriter(tmp_path / "v", 10, codec) as writer:
         writer.write(moving_square(0))
     assert writer.path is not None
     code = int(cv2.VideoCapture(str(writer.path)).get(cv2.CAP_PROP_FOURCC))
-    codec = bytes((code >> shift) & 255 for shift in (0, 8, 16, 24)).decode()
-    assert (codec, writer.path.suffix) in {("VP90", ".webm"), ("mp4v", ".mp4"), ("FMP4", ".mp4")}
+    name = bytes((code >> shift) & 255 for shift in (0, 8, 16, 24)).decode()
+    expected = {(written, ".mp4" if codec == "mpeg4" else ".webm"), ("FMP4", ".mp4"), ("mp4v", ".mp4")}
+    assert (name, writer.path.suffix) in expected
 
 
 def test_video_falls_back_to_mp4(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "VIDEO_FORMATS", (("????", ".webm"), ("mp4v", ".mp4")))
+    monkeypatch.setitem(writers.VIDEO_CODECS, "vp9", (("????", ".webm"), ("mp4v", ".mp4")))
     with VideoWriter(tmp_path / "v", 10) as writer:
         writer.write(moving_square(0))
     assert [path.name for path in tmp_path.iterdir()] == ["v.mp4"]
 
 
 def test_video_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writers, "VIDEO_FORMATS", (("????", ".webm"),))
+    monkeypatch.setitem(writers.VIDEO_CODECS, "vp9", (("????", ".webm"),))
     with pytest.raises(VideoWriteError, match="--nosave"), VideoWriter(tmp_path / "v", 10) as writer:
         writer.write(moving_square(0))
     assert list(tmp_path.iterdir()) == []

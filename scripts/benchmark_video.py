@@ -1,0 +1,80 @@
+"""How long writing a frame of a video takes with each codec of `detect.py --video-codec`, beside the network's own time.
+
+    python scripts/benchmark_video.py [--size 1080x1920] [--frames 20] [--weights W.pt --img-size 1536] [--device cpu]
+
+The frames are cut out of a drawn picture, a few pixels further each time, as from a drone that flies over it. Codecs
+and network take their turns in every round; each is alone.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from engine.inference import load_model
+from utils.cli import Parser, image_size, positive_int, run_main
+from utils.decoding import read_picture
+from utils.environment import environment_report
+from utils.images import ByteImage
+from utils.summary import quantile
+from utils.writers import VIDEO_CODECS, VideoWriter
+
+EXAMPLES = ("python scripts/benchmark_video.py --size 1080x1920 --frames 20",)
+PICTURE = Path(__file__).resolve().parent.parent / "data" / "images" / "sample_1.jpg"
+STEP_PX = 3
+
+
+def panned(picture: ByteImage, hw: tuple[int, int], frames: int) -> list[ByteImage]:
+    """Frames [H, W, 3] cut out of a picture, which is enlarged to hold all of them."""
+    height, width = hw
+    large = cv2.resize(picture, (width + STEP_PX * frames, height + STEP_PX * frames))
+    begins = range(0, STEP_PX * frames, STEP_PX)
+    return [np.asarray(large[at : at + height, at : at + width], np.uint8) for at in begins]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    parser = Parser("Measure how long writing videos takes.", examples=EXAMPLES)
+    parser.add_argument("--size", type=image_size, default=(1080, 1920), metavar="HxW", help="of a frame")
+    parser.add_argument("--frames", type=positive_int, default=20, metavar="N", help="so many are written")
+    parser.add_argument(
+        "--weights", default="weights/sample_yolov5n.pt", metavar="PATH", help="of the network"
+    )
+    parser.add_argument("--img-size", type=image_size, default=1536, metavar="SIZE", help="see detect.py")
+    parser.add_argument("--device", default="", help="of the network, see detect.py")
+    options = parser.parse_args(arguments)
+    hw = options.size if isinstance(options.size, tuple) else (options.size, options.size)
+    detector = load_model(options.weights, options.device)
+    times_ms: dict[str, list[float]] = {name: [] for name in (*VIDEO_CODECS, "network")}
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as files:
+        writers = {
+            codec: files.enter_context(VideoWriter(Path(folder, codec), 25.0, codec))
+            for codec in VIDEO_CODECS
+        }
+        for frame in panned(read_picture(PICTURE), hw, options.frames):
+            for name, times in times_ms.items():
+                started = time.perf_counter()
+                if name == "network":
+                    detector.predict([frame], img_size=options.img_size)
+                else:
+                    writers[name].write(frame)
+                times.append((time.perf_counter() - started) * 1e3)
+    where = environment_report()
+    print(
+        f"{hw[0]}×{hw[1]}, {options.frames} frames; {where['cpu']}, OpenCV {where['opencv']}, {where['git_commit']}"
+    )
+    for name, times in times_ms.items():
+        mean = sum(times) / len(times)  # encoders do much in some frames and little in others
+        print(f"{name:8s} {mean:8.1f} ms a frame, median {quantile(times, 0.5):.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_main(main))
