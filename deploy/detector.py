@@ -114,13 +114,24 @@ def letterbox(image: ByteImage, input_hw: tuple[int, int]) -> tuple[ByteImage, P
     scale = max(ratios) if largest[0] <= input_hw[0] and largest[1] <= input_hw[1] else min(ratios)
     height, width = (max(1, round(side * scale)) for side in hw)
     left, top = (input_hw[1] - width) // 2, (input_hw[0] - height) // 2
-    if scale != 1:
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=method), dtype=np.uint8)
+    image = resized(image, scale)
     image = image[: input_hw[0] - top, : input_hw[1] - left]
     canvas = np.full((*input_hw, 3), BACKGROUND, dtype=np.uint8)
     canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     return canvas, Placement(scale, left, top)
+
+
+def resized(image: ByteImage, scale: float) -> ByteImage:
+    """A picture with its sides times scale: bilinear, behind averages of whole blocks below half (utils/warp.py too)."""
+    step = min(int(1 / scale + 1e-6), *image.shape[:2])
+    if step > 1:
+        blocks = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
+        image, scale = np.asarray(blocks, dtype=np.uint8), scale * step
+    if scale == 1:
+        return image
+    return np.asarray(
+        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
+    )
 
 
 def to_input(pixels: ByteImage) -> FloatArray:

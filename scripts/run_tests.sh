@@ -55,10 +55,12 @@ step "ruff format" "$PYTHON" -m ruff format --check .
 step "mypy" "$PYTHON" -m mypy
 step "import-linter" "$PYTHON" -c "$lint_imports" --no-logo
 step "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet
-# PYTEST_ARGS is a string of words by convention, so it is split here.
+# As many processes as cores, one file of tests at a time in each, PyTorch with one thread in each: what the tests
+# compute is too small for more. PYTEST_ARGS is a string of words by convention, so it is split here.
 tests() {
     # shellcheck disable=SC2086
-    "$PYTHON" -m pytest -q --durations=10 ${select[@]+"${select[@]}"} ${PYTEST_ARGS:-} "$@"
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -q --durations=25 --numprocesses auto --dist loadfile \
+        ${select[@]+"${select[@]}"} ${PYTEST_ARGS:-} "$@"
 }
 # Exported files are run in a process of their own: in one in which hundreds of other tests had used torch, a runtime
 # (OpenVINO or ONNX Runtime) ended the process with a segmentation fault; alone they never did.

@@ -42,7 +42,7 @@ PERMISSIVE = {
     "torch", "torchvision", "numpy", "opencv-python", "pyyaml", "matplotlib", "tqdm", "segment-anything", "thop",
     "scipy", "faster-coco-eval", "tensorboard", "rasterio", "safetensors", "onnx", "onnxruntime", "onnxscript", "openvino",
     "pandas", "supervision", "sahi", "optuna", "gradio", "mlflow-skinny", "wandb", "mkdocs", "mkdocs-material",
-    "pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
+    "pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "import-linter", "types-pyyaml", "types-tqdm",
 }  # fmt: skip
 FUNCTION_LINES = 60
 FILE_LINES = 400

@@ -20,7 +20,7 @@ from utils.boxes import Letterbox
 from utils.config import HypConfig
 from utils.heatmap import FloatArray, HeatmapFile, render_heatmap, warp_heatmap
 from utils.images import ByteImage
-from utils.warp import Matrix, Reader, channels_first, draw, scaling, transform_boxes, translation
+from utils.warp import Matrix, Reader, channels_first, draw, resized, scaling, transform_boxes, translation
 
 IntArray = npt.NDArray[np.int64]
 BACKGROUND = 114
@@ -306,9 +306,7 @@ def letterbox_image(image: ByteImage, letterbox: Letterbox, image_scale: float =
     """
     ratio = letterbox.scale / image_scale
     if ratio != 1:
-        method = cv2.INTER_AREA if ratio < 1 else cv2.INTER_LINEAR
-        # Factors, not a size: with a rounded size OpenCV would stretch the image by up to half a pixel.
-        image = np.asarray(cv2.resize(image, None, fx=ratio, fy=ratio, interpolation=method), dtype=np.uint8)
+        image = resized(image, ratio)
     height, width = letterbox.input_hw
     left, top = (int(pad) for pad in letterbox.pad_xy)
     image = image[: height - top, : width - left]

@@ -106,6 +106,23 @@ def _average_blocks(image: ByteImage, scale: float) -> tuple[ByteImage, int]:
     return np.asarray(small, dtype=np.uint8), step
 
 
+def resized(image: ByteImage, scale: float) -> ByteImage:
+    """The image [H, W, C] with its sides times scale, rounded; pixel x lands at x · scale exactly.
+
+    Bilinear, behind averages of whole blocks where it becomes smaller than half: averaging over fractions of pixels
+    (OpenCV's INTER_AREA) takes seven times as long and shows no difference at such scales.
+    """
+    blocks, step = _average_blocks(image, scale)
+    # Factors, not a size: with a rounded size OpenCV would stretch the image by up to half a pixel.
+    factor = scale * step
+    out = (
+        cv2.resize(blocks, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+        if factor != 1
+        else blocks
+    )
+    return np.asarray(out, dtype=np.uint8)
+
+
 def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, float]:
     """Put an upright or flipped image into the canvas; returns by how much (x, y) it had to be shifted."""
     x = _span(matrix[0, 0], matrix[0, 2], image.shape[1], canvas.shape[1])
