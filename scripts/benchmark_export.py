@@ -16,6 +16,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def main() -> None:
         content = {
             "format": "esod-export-benchmark", "pictures": [path.name for path in pictures], "rows": rows,
             "options": {key: shown(value) for key, value in vars(args).items()}, "environment": environment_report(),
+            "runtimes": runtime_versions(),
         }  # fmt: skip
         text = json.dumps(content, indent=1)
         write_atomic(args.output, lambda file: file.write(text.encode()))
@@ -189,6 +191,21 @@ def line(row: dict[str, Any]) -> str:
         f"{text}; {row['detections']} detections, boxes {row['box_px']:.4f} px, {verdict} {BOX_TOLERANCE_PX} px of torch's, "
         f"scores {row['score']:.1e}"
     )
+
+
+def runtime_versions() -> dict[str, str]:
+    """Of what runs exported files, those that are installed."""
+    names = ("onnxruntime", "onnxruntime-gpu", "openvino")
+    return {name: metadata.version(name) for name in names if installed(name)}
+
+
+def installed(name: str) -> bool:
+    """Whether a package is there."""
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def shown(value: Any) -> Any:

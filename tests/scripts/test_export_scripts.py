@@ -85,6 +85,7 @@ def test_boxes_and_time(
             row["detections"] > 20 and row["box_px"] < 0.01 and row["score"] < 1e-4 and row["median_ms"] > 0
         )
         assert "within 0.5 px" in done.out and "NOT" not in done.out
+    assert set(content["runtimes"]) >= {"onnxruntime", "openvino"}
     assert len(content["pictures"]) == 3 and "/" not in content["options"]["weights"]
     changed = load_checkpoint(weights)
     for name, tensor in changed["model"].items():
@@ -114,7 +115,7 @@ def test_the_table_judges(tmp_path: Path, run_command: RunCommand) -> None:
         metrics(tmp_path / "runs", name, ap)
     rows = [{"name": "torch, plain", "median_ms": 10.0, "ratio_to_plain": 1.0},
             {"name": "slow.onnx", "median_ms": 11.0, "ratio_to_plain": 1.1, "detections": 5, "box_px": 0.6, "score": 0.0}]  # fmt: skip
-    speed = {"rows": rows, "pictures": ["a.jpg"], "options": {"img_size": 640, "rounds": 3, "conf_thres": 0.25},
+    speed = {"rows": rows, "pictures": ["a.jpg"], "runtimes": {"openvino": "2026"}, "options": {"img_size": 640, "rounds": 3, "conf_thres": 0.25},
              "environment": {"cpu": "CPU", "threads": 2, "torch": "3", "git_commit": "abc", "git_dirty": True}}  # fmt: skip
     (tmp_path / "speed.json").write_text(json.dumps(speed))
     output = tmp_path / "results" / "export"
@@ -122,7 +123,7 @@ def test_the_table_judges(tmp_path: Path, run_command: RunCommand) -> None:
     done = run_command(*line, "--rows", "torch", "near=torch")
     assert done.status == 0, done.err
     assert "holds for all 1" in done.out and "+0.090" in done.out and "compares with nothing" in done.out
-    assert "does not hold for slow.onnx" in done.out and "0.6000" in done.out
+    assert "does not hold for slow.onnx" in done.out and "openvino 2026" in done.out and "0.6000" in done.out
     page = output.with_suffix(".md").read_text()
     assert page.startswith("# Exported files") and "/somewhere" not in page and "`near.onnx`" in page
     output.with_suffix(".md").write_text(page + "\nBy hand.\n")
