@@ -141,7 +141,7 @@ def speed_part(speed: dict[str, Any]) -> list[str]:
             boxes = [str(row["detections"]), f"{row['box_px']:.4f}", f"{row['score']:.1e}"]
         lines.append("| " + " | ".join(cells + boxes) + " |")
     exported = [row for row in rows if "box_px" in row]
-    versions = ", ".join(f"{name} {version}" for name, version in speed["runtimes"].items())
+    versions = "".join(f", {name} {version}" for name, version in speed.get("runtimes", {}).items())
     far = [row["name"] for row in exported if row["box_px"] > BOX_TOLERANCE_PX]
     slow = [row["name"] for row in exported if row["ratio_to_plain"] > 1]
     boxes_verdict = f"**does not hold for {', '.join(far)}**" if far else "holds"
@@ -150,7 +150,7 @@ def speed_part(speed: dict[str, Any]) -> list[str]:
         f"## Boxes and time, longer side {options['img_size']}",
         "\n".join(lines),
         f"`scripts/benchmark_export.py`: {len(speed['pictures'])} pictures, {options['rounds']} rounds in turns, "
-        f"confidence {options['conf_thres']}. {machine(environment)}; {versions}. Within {BOX_TOLERANCE_PX} px of torch: {boxes_verdict}. "
+        f"confidence {options['conf_thres']}. {machine(environment)}{versions}. Within {BOX_TOLERANCE_PX} px of torch: {boxes_verdict}. "
         f"Not slower than plain torch: {time_verdict}. Plain is float32, eager, BatchNorm not folded, contiguous; the row "
         "below is what `detect.py` does with a `.pt`. A single file is compared with torch at its number of patches, and "
         "timed against torch without that limit.",
