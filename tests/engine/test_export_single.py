@@ -145,6 +145,7 @@ def test_a_higher_threshold_filters_and_everything_else_is_refused(lively: Path,
         (PostprocessConfig(0.3, 0.6, 41), "--max-det"),
         (PostprocessConfig(0.3, 0.6, 40, multi_label=True), "with --multi-label"),
         (PostprocessConfig(0.3, 0.6, 40, agnostic=True), "across classes"),
+        (PostprocessConfig(0.3, 0.6, 40, nms="soft"), "--nms has to be hard"),
     ):
         with pytest.raises(ExportedFileError, match=word):
             check_postprocessing(network, config)
