@@ -42,7 +42,7 @@ def panned(picture: ByteImage, hw: tuple[int, int], frames: int) -> list[ByteIma
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = Parser("Measure how long writing videos takes.", examples=EXAMPLES)
-    parser.add_argument("--size", type=image_size, default=(1080, 1920), metavar="HxW", help="of a frame")
+    parser.add_argument("--size", type=image_size, default="1080x1920", metavar="HxW", help="of a frame")
     parser.add_argument("--frames", type=positive_int, default=20, metavar="N", help="so many are written")
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PATH", help="of the network"
