@@ -181,7 +181,10 @@ def _record_options(options: argparse.Namespace) -> RecordOptions:
 
 def main() -> int:
     """Entry point: returns the exit status."""
-    return detect(parse_detect_options())
+    options = parse_detect_options()
+    # What OpenCV warns of (unknown tags of a TIFF, a camera that is not there) is told by us where it matters.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    return detect(options)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from models.esod import ESOD
 from models.slicer import STRIDE, Patches, fixed_grid, patch_size
 from utils.cli import Parser, image_size, positive_int, probability, run_main
 from utils.config import ModelConfig, SeekerConfig, SlicerConfig
-from utils.profile import count_parameters
+from utils.profile import attention_on_a_cpu, count_parameters
 from utils.typed_data import load_config
 
 PARTS = ("stem", "seeker", "tokens", "deep", "neck", "head")
@@ -154,7 +154,7 @@ def _run(model: ESOD, input_hw: tuple[int, int], kept: float | None) -> tuple[Fl
         slicer = replace(configured.slicer, algorithm="none")
         model.config = replace(configured, slicer=slicer, head=replace(configured.head, sparse=False))
     try:
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=attention_on_a_cpu()) as counter:
             model(images, None if kept is None else select)
     finally:
         model.config = configured

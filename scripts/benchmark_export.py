@@ -1,10 +1,11 @@
-"""Time exported files against torch, picture by picture, in turns, so that a busy machine is unfair to nobody.
+"""Compare exported files with torch on pictures: boxes and time, picture by picture, in turns.
 
     python scripts/benchmark_export.py --weights W.pt --exported W_stem.onnx W_stem.xml --source data/images
 
-Each way runs every picture once untimed and then --rounds times; the order is another one in every round. What is timed is
-a letterboxed picture in memory to detections in original pixels. Printed are medians, and the median over the pictures of
-each exported file's time over torch's. torch is plain: BatchNorm folded, not compiled.
+Each way runs every picture once untimed and then --rounds times, in another order in every round, so that a busy machine
+is unfair to nobody. What is timed is a letterboxed picture in memory to detections in original pixels. Printed are
+medians, the median over the pictures of each way's time over that of plain torch, and how far the detections are from
+torch's. Torch runs in two ways: plain (float32, eager, BatchNorm not folded, contiguous) and as detect.py runs it.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import dataclass, field, replace
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from engine.inference import Detector, load_model
+from engine.export.verify import BOX_TOLERANCE_PX, SCORE_MARGIN, detection_difference
+from engine.exported import ExportedSingle
+from engine.inference import Detector, load_in_mode, load_model
+from engine.modes import PLAIN
 from engine.predictor import NetworkInput
 from models.decode import PostprocessConfig
 from utils.cli import (
@@ -29,8 +36,10 @@ from utils.cli import (
     positive_int,
     run_main,
 )
+from utils.config import ModelOverrides
 from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.images import ByteImage, write_atomic
+from utils.results import Detections
 from utils.sources import read_picture
 from utils.typed_data import ConfigError
 
@@ -38,30 +47,101 @@ TORCH = "torch"
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
+@dataclass
+class Way:
+    """One way of running the weights, and what was measured so far.
+
+    Attributes:
+        name: in the table.
+        detector: what runs.
+        reference: torch with what is fixed in the file, for its boxes; None for torch itself.
+        times_ms: by picture, one number per round.
+        detections: that the reference found, on all pictures.
+        box_px: largest distance of a corner from the reference's, in original pixels.
+        score: largest difference of a score.
+    """
+
+    name: str
+    detector: Detector
+    reference: Detector | None = None
+    times_ms: list[list[float]] = field(default_factory=list)
+    detections: int = 0
+    box_px: float = 0.0
+    score: float = 0.0
+
+    def compare(self, picture: ByteImage, img_size: int | tuple[int, int], post: PostprocessConfig) -> None:
+        """Hold the detections in a picture against the reference's, in the same network input."""
+        if self.reference is None:
+            return
+        pixels = self.detector.prepare(picture, img_size)
+        expected, found = (found_in(one, pixels, post) for one in (self.reference, self.detector))
+        box_px, score = detection_difference(expected, found, post.conf_thres + SCORE_MARGIN)
+        self.detections += len(expected)
+        self.box_px, self.score = max(self.box_px, box_px), max(self.score, score)
+
+    def result(self, plain: Way) -> dict[str, Any]:
+        """Median over the pictures of each one's median time, and of its ratio to plain torch's; boxes."""
+        own, others = ([statistics.median(rounds) for rounds in way.times_ms] for way in (self, plain))
+        ratios = [a / b for a, b in zip(own, others, strict=True)]
+        row: dict[str, Any] = {
+            "name": self.name,
+            "median_ms": statistics.median(own),
+            "ratio_to_plain": statistics.median(ratios),
+            "pictures_slower": sum(ratio > 1 for ratio in ratios),
+        }
+        if self.reference is not None:
+            row |= {"detections": self.detections, "box_px": self.box_px, "score": self.score}
+        return row
+
+
 def main() -> None:
-    """Parse the command line, time, print."""
+    """Parse the command line, compare, print, write."""
     args = build_parser().parse_args()
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     pictures = picture_files(args.source, args.pictures)
-    detectors = {TORCH: load_model(args.weights, "cpu", model_overrides(args))}
-    for file in args.exported:
-        # A single file has its budget in it.
-        detectors[file] = load_model(file, "cpu")
-    times = measure(detectors, pictures, args)
+    ways = make_ways(args)
+    measure(ways, pictures, args)
+    rows = [way.result(ways[0]) for way in ways]
     print(f"{len(pictures)} pictures, {args.rounds} rounds, {torch.get_num_threads()} threads")
-    result = {name: summary(times, name) for name in detectors}
-    for name, row in result.items():
-        print(f"  {name}: {row['median_ms']:.1f} ms, {row['ratio_to_torch']:.2f} of torch's time")
+    for row in rows:
+        print(f"  {line(row)}")
     if args.output is not None:
-        content = {"options": {k: str(v) for k, v in vars(args).items()}, "environment": environment_report(),
-                   "result": result}  # fmt: skip
+        content = {
+            "format": "esod-export-benchmark", "pictures": [path.name for path in pictures], "rows": rows,
+            "options": {key: shown(value) for key, value in vars(args).items()}, "environment": environment_report(),
+            "runtimes": runtime_versions(),
+        }  # fmt: skip
         text = json.dumps(content, indent=1)
         write_atomic(args.output, lambda file: file.write(text.encode()))
 
 
+def make_ways(args: argparse.Namespace) -> list[Way]:
+    """Torch plain, torch as detect.py runs it, and every exported file."""
+    overrides = model_overrides(args)
+    usual = load_model(args.weights, "cpu", overrides)
+    ways = [
+        Way(f"{TORCH}, plain", load_in_mode(args.weights, PLAIN, torch.device("cpu"), overrides)),
+        Way(TORCH, usual),
+    ]
+    for file in args.exported:
+        detector, reference = load_model(file, "cpu", None), usual
+        if isinstance(detector.model, ExportedSingle):
+            reference = load_model(args.weights, "cpu", fixed_in(detector.model, overrides))
+        else:
+            detector = load_model(file, "cpu", overrides)
+        ways.append(Way(Path(file).name, detector, reference))
+    return ways
+
+
+def fixed_in(single: ExportedSingle, overrides: ModelOverrides) -> ModelOverrides:
+    """The slicer of a single file, so that torch computes as many patches at most."""
+    sliced = single.config.slicer.algorithm != "none"
+    return replace(overrides, max_patches=single.settings.max_patches) if sliced else overrides
+
+
 def picture_files(source: str, limit: int) -> list[Path]:
-    """The first pictures of a folder, of a .txt list, or the one file.
+    """Pictures of a folder or of a .txt list, evenly spread over it, or the one file.
 
     Raises:
         ConfigError: there are none.
@@ -75,40 +155,66 @@ def picture_files(source: str, limit: int) -> list[Path]:
         files = [path]
     if not files:
         raise ConfigError(f"{source}: no pictures")
-    return files[:limit]
+    return files if len(files) <= limit else [files[index * len(files) // limit] for index in range(limit)]
 
 
-def measure(
-    detectors: dict[str, Detector], pictures: list[Path], args: argparse.Namespace
-) -> dict[str, list[list[float]]]:
-    """Milliseconds by way and picture, one number per round."""
-    config = PostprocessConfig(args.conf_thres, 0.45)
-    times: dict[str, list[list[float]]] = {name: [[] for _ in pictures] for name in detectors}
-    names = list(detectors)
+def measure(ways: list[Way], pictures: list[Path], args: argparse.Namespace) -> None:
+    """Compare and time every way on every picture."""
+    post = PostprocessConfig(args.conf_thres, 0.45)
     for number, path in enumerate(pictures):
         picture = read_picture(path)
-        inputs = {name: one.prepare(picture, args.img_size) for name, one in detectors.items()}
-        for name in names:
-            once(detectors[name], inputs[name], config)
+        inputs = [way.detector.prepare(picture, args.img_size) for way in ways]
+        for way, pixels in zip(ways, inputs, strict=True):
+            way.compare(picture, args.img_size, post)
+            found_in(way.detector, pixels, post)
+            way.times_ms.append([])
         for turn in range(args.rounds):
-            shift = (number + turn) % len(names)
-            for name in names[shift:] + names[:shift]:
-                times[name][number].append(once(detectors[name], inputs[name], config))
-    return times
+            for place in range(len(ways)):
+                index = (number + turn + place) % len(ways)
+                begin = time.perf_counter()
+                found_in(ways[index].detector, inputs[index], post)
+                ways[index].times_ms[number].append((time.perf_counter() - begin) * 1e3)
 
 
-def once(detector: Detector, pixels: NetworkInput, config: PostprocessConfig) -> float:
-    """Milliseconds of one picture."""
-    begin = time.perf_counter()
-    detector.detect([pixels], config)
-    return (time.perf_counter() - begin) * 1e3
+def found_in(detector: Detector, pixels: NetworkInput, post: PostprocessConfig) -> Detections:
+    """Detections in one network input."""
+    return detector.detect([pixels], post)[0].detections
 
 
-def summary(times: dict[str, list[list[float]]], name: str) -> dict[str, float]:
-    """Median over pictures of each one's median, and of its ratio to torch's."""
-    own, plain = ([statistics.median(rounds) for rounds in times[key]] for key in (name, TORCH))
-    ratios = [a / b for a, b in zip(own, plain, strict=True)]
-    return {"median_ms": statistics.median(own), "ratio_to_torch": statistics.median(ratios)}
+def line(row: dict[str, Any]) -> str:
+    """A way's numbers in words."""
+    text = f"{row['name']}: {row['median_ms']:.1f} ms, {row['ratio_to_plain']:.2f} of plain torch's time"
+    if "box_px" not in row:
+        return text
+    verdict = "within" if row["box_px"] <= BOX_TOLERANCE_PX else "NOT within"
+    return (
+        f"{text}; {row['detections']} detections, boxes {row['box_px']:.4f} px, {verdict} {BOX_TOLERANCE_PX} px of torch's, "
+        f"scores {row['score']:.1e}"
+    )
+
+
+def runtime_versions() -> dict[str, str]:
+    """Of what runs exported files, those that are installed."""
+    names = ("onnxruntime", "onnxruntime-gpu", "openvino")
+    return {name: metadata.version(name) for name in names if installed(name)}
+
+
+def installed(name: str) -> bool:
+    """Whether a package is there."""
+    try:
+        metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+def shown(value: Any) -> Any:
+    """An option as a file may show it: of paths that begin at the root of somebody's machine the name alone."""
+    if isinstance(value, list):
+        return [shown(one) for one in value]
+    if isinstance(value, (str, Path)) and Path(value).is_absolute():
+        return Path(value).name
+    return str(value) if isinstance(value, Path) else value
 
 
 EXAMPLES = (
@@ -120,7 +226,8 @@ EXAMPLES = (
 def build_parser() -> Parser:
     """The parser of this script."""
     parser = Parser(
-        "Time exported files against torch on a CPU, picture by picture, in turns.", examples=EXAMPLES
+        "Compare exported files with torch on a CPU: boxes and time, picture by picture, in turns.",
+        examples=EXAMPLES,
     )
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PT", help="what was exported"
@@ -129,7 +236,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--source", default="data/images", metavar="PATH", help="pictures: folder, .txt list or one file"
     )
-    parser.add_argument("--pictures", type=positive_int, default=10, metavar="N", help="at most so many")
+    parser.add_argument(
+        "--pictures", type=positive_int, default=10, metavar="N", help="at most so many, evenly spread"
+    )
     parser.add_argument("--rounds", type=positive_int, default=5, metavar="N", help="times that each is run")
     parser.add_argument(
         "--conf-thres", type=float, default=0.25, metavar="P", help="lowest score of a detection, 0-1"

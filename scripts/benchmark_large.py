@@ -292,8 +292,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.output or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        results = [measure(options, kind, folder) for kind in options.formats]
-    print(table(results))
+        results = []
+        for kind in options.formats:
+            results.append(measure(options, kind, folder))
+            print(table(results[-1:]), flush=True)
     if options.json is not None:
         report = {"environment": environment_report(), "results": [asdict(result) for result in results]}
         options.json.parent.mkdir(parents=True, exist_ok=True)

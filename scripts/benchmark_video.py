@@ -1,6 +1,6 @@
 """How long writing a frame of a video takes with each codec of `detect.py --video-codec`, beside the network's own time.
 
-    python scripts/benchmark_video.py [--size 1080x1920] [--frames 20] [--weights W.pt --img-size 1536] [--device cpu]
+    python scripts/benchmark_video.py [--height 1080 --width 1920] [--frames 20] [--weights W.pt --img-size 1536] [--device cpu]
 
 The frames are cut out of a drawn picture, a few pixels further each time, as from a drone that flies over it. Codecs
 and network take their turns in every round; each is alone.
@@ -26,7 +26,7 @@ from utils.images import ByteImage
 from utils.summary import quantile
 from utils.writers import VIDEO_CODECS, VideoWriter
 
-EXAMPLES = ("python scripts/benchmark_video.py --size 1080x1920 --frames 20",)
+EXAMPLES = ("python scripts/benchmark_video.py --height 1080 --width 1920 --frames 20",)
 PICTURE = Path(__file__).resolve().parent.parent / "data" / "images" / "sample_1.jpg"
 STEP_PX = 3
 
@@ -42,7 +42,8 @@ def panned(picture: ByteImage, hw: tuple[int, int], frames: int) -> list[ByteIma
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = Parser("Measure how long writing videos takes.", examples=EXAMPLES)
-    parser.add_argument("--size", type=image_size, default=(1080, 1920), metavar="HxW", help="of a frame")
+    parser.add_argument("--height", type=positive_int, default=1080, metavar="PIXELS", help="of a frame")
+    parser.add_argument("--width", type=positive_int, default=1920, metavar="PIXELS", help="of a frame")
     parser.add_argument("--frames", type=positive_int, default=20, metavar="N", help="so many are written")
     parser.add_argument(
         "--weights", default="weights/sample_yolov5n.pt", metavar="PATH", help="of the network"
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--img-size", type=image_size, default=1536, metavar="SIZE", help="see detect.py")
     parser.add_argument("--device", default="", help="of the network, see detect.py")
     options = parser.parse_args(arguments)
-    hw = options.size if isinstance(options.size, tuple) else (options.size, options.size)
+    hw = (options.height, options.width)
     detector = load_model(options.weights, options.device)
     times_ms: dict[str, list[float]] = {name: [] for name in (*VIDEO_CODECS, "network")}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as files:

@@ -42,6 +42,9 @@ EXAMPLES = (
     "python detect.py --weights weights/sample_yolov5n.pt --source data/images --img-size 960 --view-cluster",
     "python detect.py --weights W.pt --source flight.mp4 --img-size 1536 --max-patches 24 --half --device 0",
     "python detect.py --weights W.pt --source pictures --save-txt --save-conf --nosave",
+    "python detect.py --weights W.pt --source orthophoto.tif --window 4096 --overlap 128 --save-geojson",
+    "python detect.py --weights W.pt --source rtsp://10.0.0.1/live --video-codec vp8 --save-csv",
+    'python detect.py --weights W.pt --source "pictures/**/*.jpg" --nosave --json -',
 )
 """Shown at the end of ``--help``."""
 
@@ -54,7 +57,7 @@ def build_detect_parser() -> Parser:
         "--weights",
         default="weights/sample_yolov5n.pt",
         metavar="PATH",
-        help="checkpoint: ours or a released one",
+        help="checkpoint, ours or a released one, or what export.py wrote",
     )
     parser.add_argument(
         "--source",
@@ -140,7 +143,8 @@ def _add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--view-cluster",
         action="store_true",
-        help="also save NAME_cluster.jpg: patches in green, heatmap, and the labels where there are any",
+        help="also save NAME_cluster.jpg: patches in green, heatmap, and the labels where there are any; of a video "
+        "NAME_cluster.webm, side by side",
     )
     group.add_argument(
         "--save-txt",

@@ -59,7 +59,7 @@ def count_flops(function: Callable[[], object]) -> FlopCount:
     Counted on the shapes that really occur, padding included, in any precision; element-wise work
     (activations, normalisation, pooling, sorting) is not, as is usual. A backward pass inside counts too.
     """
-    with FlopCounterMode(display=False, custom_mapping=_attention_on_a_cpu()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=attention_on_a_cpu()) as counter:
         function()
     flops = counter.get_total_flops()
     operations = counter.get_flop_counts().get("Global", {})
@@ -67,7 +67,7 @@ def count_flops(function: Callable[[], object]) -> FlopCount:
     return FlopCount(macs=flops // 2, flops=flops, attention=attention)
 
 
-def _attention_on_a_cpu() -> dict[object, Callable[..., int]]:
+def attention_on_a_cpu() -> dict[object, Callable[..., int]]:
     """Operations of the CPU's fused attention by its shapes, which some releases of torch (2.14) do not know."""
 
     def forward(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.esod import DIRECTLY, ESOD, PartRunner
-from utils.profile import count_flops
+from utils.profile import attention_on_a_cpu, count_flops
 
 PART_STAGES = {
     "stem": "stem",
@@ -34,7 +34,8 @@ def gflops_by_stage(model: ESOD, images: Tensor, runner: PartRunner = DIRECTLY) 
         images: [B,3,H,W] as the model wants them.
         runner: runs its parts.
     """
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    mapping = attention_on_a_cpu()
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter, torch.no_grad():
         model(images, runner=runner)
     totals = counter.get_flop_counts()
     found: dict[str, float] = {}

@@ -13,7 +13,7 @@ from engine.export.graphs import PatchGraph
 from engine.export.pair import Exportable
 from engine.export.selection import GridSelection, gather_patches
 from engine.export.suppression import append_suppression
-from engine.export.write import Axes, finish_onnx, trace
+from engine.export.write import Axes, finish_onnx, fold_constants, trace
 from models.esod import ESOD
 from models.levels import LevelOutput, all_positions
 from models.slicer import STRIDE
@@ -144,5 +144,5 @@ def export_single(source: Exportable, settings: SingleSettings, folder: Path, na
         candidates = graph(example)[1].shape[1]
     append_suppression(model, settings, candidates)
     path = folder / f"{name}_k{settings.max_patches}.onnx"
-    finish_onnx(model, source.info("single", settings), path)
+    finish_onnx(fold_constants(model), source.info("single", settings), path)
     return path

@@ -65,7 +65,7 @@ def test_accuracy_does_not_depend_on_the_workers(
 
 
 @pytest.mark.parametrize("extra", [["--slicer", "none"], ["--slicer", "greedy", "--head", "sparse"], ["--max-patches", 3],
-                                   ["--augment"], ["--half"], ["--single-cls"], ["--task", "train"], ["--batch-size", 1]])  # fmt: skip
+                                   ["--augment"], ["--nms", "soft"], ["--half"], ["--single-cls"], ["--task", "train"], ["--batch-size", 1]])  # fmt: skip
 def test_modes(
     tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand, extra: list[object]
 ) -> None:
@@ -115,7 +115,13 @@ def test_speed_task_measures_time(
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["--slicer", "none"], ["--head", "sparse", "--augment"], ["--heatmap-thres", "1.0"]]
+    "extra",
+    [
+        [],
+        ["--slicer", "none"],
+        ["--head", "sparse", "--augment", "--nms", "fusion"],
+        ["--heatmap-thres", "1.0"],
+    ],
 )
 def test_detect(
     tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand, extra: list[object]

@@ -118,6 +118,24 @@ def test_families(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(a.raw, b.raw, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("yolov5n", "single"), ("yolov8n", "dfl")])
+def test_dense_networks(name: str, kind: str, tmp_path: Path) -> None:
+    """Plain YOLOv5 and YOLOv8, as their published files are: a pair whose one patch is the whole map."""
+    config = yaml.safe_load((ROOT / "models" / "cfg" / f"{name}.yaml").read_text(encoding="utf-8"))
+    config |= {"width": 0.125, "seeker": {"kind": "none"}, "slicer": {"algorithm": "none"}}
+    model = build_model(config_from_dict(ModelConfig, config | {"head": {"kind": kind}})).eval()
+    stem, _ = export_pair(prepare(model, [str(i) for i in range(80)]), tmp_path, name)
+    network = load_model(tmp_path, "cpu").model
+    assert [output.name for output in onnx.load(str(stem)).graph.output] == ["features"]
+    images = torch.rand(2, 3, 96, 160)
+    with torch.inference_mode():
+        expected, found = model(images), network(images)
+    assert found.heatmap_logits is None and found.patches.size_cell == (12, 20)
+    for a, b in zip(found.levels, expected.levels, strict=True):
+        assert torch.equal(a.position, b.position)
+        torch.testing.assert_close(a.raw, b.raw, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name", ["gpvit", "yolov5m-tr"])
 def test_what_is_no_fixed_graph_is_refused_by_name(name: str) -> None:
     config = yaml.safe_load((ROOT / "models" / "cfg" / f"{name}.yaml").read_text(encoding="utf-8"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,7 +37,7 @@ TENSORRT_OPERATORS = {
     "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Greater", "GreaterOrEqual", "HardSigmoid", "Identity",
     "Less", "LessOrEqual", "MatMul", "Max", "MaxPool", "Min", "Mod", "Mul", "Neg", "NonMaxSuppression", "Not", "Or", "Pad", "Pow",
     "Range", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "ScatterND", "Shape", "Sigmoid",
-    "Sign", "Slice", "Softmax", "Split", "Squeeze", "Sub", "Tile", "TopK", "Transpose", "Unsqueeze", "Where",
+    "Sign", "Slice", "Softmax", "SpaceToDepth", "Split", "Squeeze", "Sub", "Tile", "TopK", "Transpose", "Unsqueeze", "Where",
 }  # fmt: skip
 """Of what TensorRT 8.5 supports (docs/operators.md of github.com/onnx/onnx-tensorrt), those that may be used."""
 FLOAT_ONLY = {
@@ -58,6 +60,15 @@ def single(weights: Path, folder: Path, overrides: ModelOverrides | None = None,
     detector = load_model(weights, "cpu", overrides)
     fixed = SingleSettings(**{**vars(SETTINGS), **changes})
     return export_single(prepare(detector.model, detector.names), fixed, folder, "tiny")  # type: ignore[arg-type]
+
+
+def unknown_sizes(values: Iterable[Any]) -> list[str]:
+    """Names of the tensors of a graph that have a side of unknown length."""
+    return sorted(
+        value.name
+        for value in values
+        if any(not side.HasField("dim_value") for side in value.type.tensor_type.shape.dim)
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -134,6 +145,7 @@ def test_a_higher_threshold_filters_and_everything_else_is_refused(lively: Path,
         (PostprocessConfig(0.3, 0.6, 41), "--max-det"),
         (PostprocessConfig(0.3, 0.6, 40, multi_label=True), "with --multi-label"),
         (PostprocessConfig(0.3, 0.6, 40, agnostic=True), "across classes"),
+        (PostprocessConfig(0.3, 0.6, 40, nms="soft"), "--nms has to be hard"),
     ):
         with pytest.raises(ExportedFileError, match=word):
             check_postprocessing(network, config)
@@ -162,6 +174,11 @@ def test_the_graph_keeps_to_what_tensorrt_supports(name: str, dense: bool, tmp_p
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(path)), strict_mode=True, data_prop=True).graph
     used = {node.op_type for node in graph.node}
     assert used <= TENSORRT_OPERATORS and "NonMaxSuppression" in used
+    assert not any(node.domain for node in graph.node)
+    assert unknown_sizes([*graph.input, *graph.output]) == []
+    assert unknown_sizes(graph.value_info) == ["nms_found", "nms_found_scores", "nms_place"], (
+        "how many are kept"
+    )
     types = {
         value.name: value.type.tensor_type.elem_type
         for value in (*graph.value_info, *graph.input, *graph.output)
@@ -175,6 +192,13 @@ def test_the_graph_keeps_to_what_tensorrt_supports(name: str, dense: bool, tmp_p
             assert node.input[1] in constants, node.op_type
         if node.op_type == "Slice":
             assert len(node.input) < 4 or node.input[3] in constants
+        if node.op_type == "Resize":
+            how = {one.name: onnx.helper.get_attribute_value(one) for one in node.attribute}
+            assert (how["mode"], how["coordinate_transformation_mode"], how["nearest_mode"]) == (
+                b"nearest",
+                b"asymmetric",
+                b"floor",
+            )
         if node.op_type == "NonMaxSuppression":
             assert set(node.input[2:]) <= constants
     topk = [node.input[1] for node in graph.node if node.op_type == "TopK"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +18,13 @@ CONFIG = ModelConfig(depth=0.33, width=0.125, num_classes=3)
 SIZE = (256, 320)
 
 
-@pytest.mark.parametrize("family", ["yolov5", "yolov8", "retinanet"])
-def test_dense_operations_are_those_of_a_real_pass(family: str) -> None:
-    config = replace(CONFIG, family=family)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "changes",
+    [{"family": "yolov5"}, {"family": "yolov8"}, {"family": "retinanet"}, {"fine_level": True}, {"transformer": True}],
+    ids=["yolov5", "yolov8", "retinanet", "stride 4", "attention"],
+)  # fmt: skip
+def test_dense_operations_are_those_of_a_real_pass(changes: dict[str, Any]) -> None:
+    config = replace(CONFIG, **changes)
     real = build_model(dense_twin(config)).eval()
     with torch.no_grad():
         ran = count_flops(lambda: real(torch.rand(1, 3, *SIZE)))

@@ -80,7 +80,9 @@ def test_large_pictures_end_to_end(tiny_dataset: Path, tmp_path: Path, run_comma
 
 
 def test_video_codecs_end_to_end(run_command: RunCommand) -> None:
-    result = run_command("scripts/benchmark_video.py", "--size", "96x128", "--frames", 2, "--img-size", 128)
+    result = run_command(
+        "scripts/benchmark_video.py", "--height", 90, "--width", 128, "--frames", 2, "--img-size", 128
+    )
     assert result.status == 0, result.err
     for name in ("vp9", "vp8", "mpeg4", "network"):
         assert name in result.out

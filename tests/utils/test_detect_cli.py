@@ -93,6 +93,7 @@ def test_windows_are_as_large_as_the_network_input(
         ("--reconnect -1", "at least 0"),
         ("--save-conf", "--save-txt"),
         ("--conf-thres 2", "from 0 to 1"),
+        ("--nms soft --iou-thres 0.5", "soft has no threshold"),
         ("--img-size 1000", "992 or 1024"),
         ("--classes -1", "--classes"),
         ("--line-thickness 0", "at least 1"),
