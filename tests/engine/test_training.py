@@ -72,7 +72,7 @@ def test_a_run_leaves_everything(tiny_dataset: Path, tmp_path: Path, run_command
 @pytest.mark.parametrize(
     "changes",
     [
-        {"rect": True, "img_size": 160},
+        {"rect": True, "img_size": 160, "repeat_factor": 0.5},
         {"slicer": "none"},
         {"multi_scale": True, "optimizer": "adamw", "image_weights": True},
         {"single_cls": True, "cache": "ram", "train_patches": "uniform"},
