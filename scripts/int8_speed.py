@@ -140,7 +140,7 @@ def channels_of(model: ESOD) -> int:
 def export(part: nn.Module, example: Tensor, path: Path) -> None:
     """Write a part as ONNX."""
     with torch.no_grad():
-        torch.onnx.export(part, (example,), str(path), dynamo=True, verbose=False)
+        torch.onnx.export(part, (example,), str(path), dynamo=True, external_data=False, verbose=False)
 
 
 def quantised(path: Path, example: Tensor) -> Path:
