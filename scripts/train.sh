@@ -74,12 +74,12 @@ find_python() {
     command -v python3 || fail "no python3 found"
   elif [[ -n "${ESOD_VENV:-}" ]]; then
     venv="$(locate "$ESOD_VENV")"
-    [[ -x "$venv/bin/python" ]] || fail "ESOD_VENV=$ESOD_VENV has no bin/python; run scripts/quickstart.sh to make it"
+    [[ -x "$venv/bin/python" ]] || fail "ESOD_VENV=$ESOD_VENV has no bin/python; run scripts/setup_env.sh to make it"
     echo "$venv/bin/python"
   elif [[ -x "$ROOT/.venv/bin/python" ]]; then
     echo "$ROOT/.venv/bin/python"
   else
-    command -v python3 || fail "no python3 found: run scripts/quickstart.sh, or set ESOD_VENV"
+    command -v python3 || fail "no python3 found: run scripts/setup_env.sh, or set ESOD_VENV"
   fi
 }
 
@@ -164,5 +164,5 @@ printf '%q ' "${COMMAND[@]}"
 echo
 if [[ "${DRY_RUN:-0}" == 1 ]]; then exit 0; fi
 "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' ||
-  fail "$PYTHON has no PyTorch: run scripts/quickstart.sh, which makes .venv, or set ESOD_VENV"
+  fail "$PYTHON has no PyTorch: run scripts/setup_env.sh, which makes .venv, or set ESOD_VENV"
 exec "${COMMAND[@]}"

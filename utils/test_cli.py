@@ -24,7 +24,7 @@ REFUSED = {
     "--task study": "run --task val and --task measure at each --img-size and compare their JSON files",
     "--rect": "images are always padded as little as possible; leave it out",
     "--save-hybrid": "use --save-txt",
-    "--dnn": "give a .pt file as --weights",
+    "--dnn": "give the file as --weights: a .pt, or an exported .onnx or .xml",
 }
 """Options of YOLOv5 and its relatives that are not offered → what to do instead."""
 
