@@ -222,7 +222,7 @@ def test_a_python_without_pytorch_is_named(repository: Path) -> None:
     status, _, err = run(repository, "DRY_RUN=0 ESOD_VENV=empty")
     assert status == 2
     assert "no PyTorch" in err
-    assert "quickstart.sh" in err
+    assert "setup_env.sh" in err
 
 
 def test_the_exit_status_is_that_of_training(repository: Path) -> None:
