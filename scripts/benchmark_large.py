@@ -257,8 +257,8 @@ def table(results: Sequence[Result]) -> str:
     return "\n".join(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def build_parser() -> Parser:
+    """The command line."""
     parser = Parser("Measure detect.py --window on very large pictures.", examples=EXAMPLES)
     parser.add_argument(
         "--size", type=positive_int, default=12000, metavar="PIXELS", help="side of the picture"
@@ -288,7 +288,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", type=Path, metavar="PATH", help="write all numbers, and where they were made"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = build_parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.output or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)

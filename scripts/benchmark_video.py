@@ -39,8 +39,8 @@ def panned(picture: ByteImage, hw: tuple[int, int], frames: int) -> list[ByteIma
     return [np.asarray(large[at : at + height, at : at + width], np.uint8) for at in begins]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+def build_parser() -> Parser:
+    """The command line."""
     parser = Parser("Measure how long writing videos takes.", examples=EXAMPLES)
     parser.add_argument("--height", type=positive_int, default=1080, metavar="PIXELS", help="of a frame")
     parser.add_argument("--width", type=positive_int, default=1920, metavar="PIXELS", help="of a frame")
@@ -50,7 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--img-size", type=image_size, default=1536, metavar="SIZE", help="see detect.py")
     parser.add_argument("--device", default="", help="of the network, see detect.py")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status."""
+    options = build_parser().parse_args(arguments)
     hw = (options.height, options.width)
     detector = load_model(options.weights, options.device)
     times_ms: dict[str, list[float]] = {name: [] for name in (*VIDEO_CODECS, "network")}

@@ -13,13 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.images import JPEG_SUFFIXES, ByteImage, ImageError, read_image, sibling_paths, write_atomic
 from utils.logger import get_logger
+from utils.warp import resized
 
 CacheMode = Literal["none", "ram", "disk"]
 
@@ -102,9 +102,7 @@ class PixelStore:
         scale = self._copy_scale(index)
         if scale == 1:
             return image
-        return np.asarray(
-            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), dtype=np.uint8
-        )
+        return resized(image, scale)
 
     def _from_disk(self, index: int) -> ByteImage:
         path = self._disk_path(index)
