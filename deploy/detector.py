@@ -123,15 +123,18 @@ def letterbox(image: ByteImage, input_hw: tuple[int, int]) -> tuple[ByteImage, P
 
 def resized(image: ByteImage, scale: float) -> ByteImage:
     """A picture with its sides times scale: bilinear, behind averages of whole blocks below half (utils/warp.py too)."""
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     step = min(int(1 / scale + 1e-6), *image.shape[:2])
     if step > 1:
+        more = (-image.shape[0] % step, -image.shape[1] % step)
+        image = np.asarray(cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_REPLICATE), np.uint8)
         blocks = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
         image, scale = np.asarray(blocks, dtype=np.uint8), scale * step
-    if scale == 1:
-        return image
-    return np.asarray(
-        cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
-    )
+    if scale != 1:
+        image = np.asarray(
+            cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR), dtype=np.uint8
+        )
+    return image[:height, :width]
 
 
 def to_input(pixels: ByteImage) -> FloatArray:

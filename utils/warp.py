@@ -112,15 +112,20 @@ def resized(image: ByteImage, scale: float) -> ByteImage:
     Bilinear, behind averages of whole blocks where it becomes smaller than half: averaging over fractions of pixels
     (OpenCV's INTER_AREA) takes seven times as long and shows no difference at such scales.
     """
-    blocks, step = _average_blocks(image, scale)
+    height, width = (round(side * scale) for side in image.shape[:2])
+    step = min(int(1 / scale + 1e-6), *image.shape[:2])
+    if step > 1:  # whole blocks at the far borders too, or the last pixels would be lost
+        more = (-image.shape[0] % step, -image.shape[1] % step)
+        image = np.asarray(cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_REPLICATE), np.uint8)
+        image, step = _average_blocks(image, scale)
     # Factors, not a size: with a rounded size OpenCV would stretch the image by up to half a pixel.
-    factor = scale * step
+    factor = scale * max(step, 1)
     out = (
-        cv2.resize(blocks, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
         if factor != 1
-        else blocks
+        else image
     )
-    return np.asarray(out, dtype=np.uint8)
+    return np.asarray(out[: max(height, 1), : max(width, 1)], dtype=np.uint8)
 
 
 def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, float]:

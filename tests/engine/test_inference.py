@@ -28,10 +28,13 @@ def letterboxed(image: np.ndarray, hw: tuple[int, int]) -> np.ndarray:
     """An image resized by OpenCV, below half behind means of blocks, and centred on grey; written from the description."""
     scale = min(hw[0] / image.shape[0], hw[1] / image.shape[1])
     step = max(int(1 / scale), 1)
+    height, width = (round(side * scale) for side in image.shape[:2])
     if step > 1:
+        image = np.pad(image, ((0, -image.shape[0] % step), (0, -image.shape[1] % step), (0, 0)), mode="edge")
         image = np.asarray(cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA))
     factor = scale * step
     small = cv2.resize(image, None, fx=factor, fy=factor) if factor != 1 else image
+    small = small[:height, :width]
     top, left = (hw[0] - small.shape[0]) // 2, (hw[1] - small.shape[1]) // 2
     canvas = np.full((*hw, 3), 114, np.uint8)
     canvas[top : top + small.shape[0], left : left + small.shape[1]] = small

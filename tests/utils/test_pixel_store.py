@@ -13,6 +13,7 @@ import pytest
 
 from utils.images import ImageError, read_image
 from utils.pixel_store import PixelStore, available_memory
+from utils.warp import resized
 
 LIMIT = (64, 96)
 SIZES = [(120, 200), (60, 90), (200, 40)]
@@ -58,7 +59,7 @@ def test_copies_fit_the_limit_and_are_never_enlarged(images: list[Path], mode: s
         shapes = [(pixels.shape[:2], scale) for pixels, scale in (cached.read(i, 1.0) for i in range(3))]
         assert shapes == [((58, 96), 0.48), ((60, 90), 1.0), ((64, 13), 0.32)]
         pixels, scale = cached.read(0, 1.0)
-        expected = cv2.resize(read_image(images[0]), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        expected = resized(read_image(images[0]), scale)
         assert np.array_equal(pixels, expected)
 
 
