@@ -97,10 +97,15 @@ def _largest_scale(matrix: npt.NDArray[Any]) -> float:
     return float(np.linalg.svd(matrix[:2, :2], compute_uv=False)[0])
 
 
+def _block_side(image: ByteImage, scale: float) -> int:
+    """Pixels on each side of the blocks that are averaged before an image is sampled at a scale; 1: none are."""
+    return max(1, min(int(1 / scale + 1e-6), *image.shape[:2]))
+
+
 def _average_blocks(image: ByteImage, scale: float) -> tuple[ByteImage, int]:
     """The image made smaller by a whole factor, and the factor: bilinear sampling at scale would skip pixels."""
-    step = min(int(1 / scale + 1e-6), *image.shape[:2])
-    if step <= 1:
+    step = _block_side(image, scale)
+    if step == 1:
         return image, 1
     small = cv2.resize(image, None, fx=1 / step, fy=1 / step, interpolation=cv2.INTER_AREA)
     return np.asarray(small, dtype=np.uint8), step
@@ -110,16 +115,16 @@ def resized(image: ByteImage, scale: float) -> ByteImage:
     """The image [H, W, C] with its sides times scale, rounded; pixel x lands at x · scale exactly.
 
     Bilinear, behind averages of whole blocks where it becomes smaller than half: averaging over fractions of pixels
-    (OpenCV's INTER_AREA) takes seven times as long and shows no difference at such scales.
+    (OpenCV's INTER_AREA) takes several times as long (docs/notes/inference.md).
     """
     height, width = (round(side * scale) for side in image.shape[:2])
-    step = min(int(1 / scale + 1e-6), *image.shape[:2])
-    if step > 1:  # whole blocks at the far borders too, or the last pixels would be lost
-        more = (-image.shape[0] % step, -image.shape[1] % step)
+    side = _block_side(image, scale)
+    more = (-image.shape[0] % side, -image.shape[1] % side)
+    if any(more):  # whole blocks at the far borders too, or the last pixels would be lost
         image = np.asarray(cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_REPLICATE), np.uint8)
-        image, step = _average_blocks(image, scale)
+    image, step = _average_blocks(image, scale)
     # Factors, not a size: with a rounded size OpenCV would stretch the image by up to half a pixel.
-    factor = scale * max(step, 1)
+    factor = scale * step
     out = (
         cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
         if factor != 1
