@@ -99,7 +99,8 @@ def _largest_scale(matrix: npt.NDArray[Any]) -> float:
 
 def _block_side(image: ByteImage, scale: float) -> int:
     """Pixels on each side of the blocks that are averaged before an image is sampled at a scale; 1: none are."""
-    return max(1, min(int(1 / scale + 1e-6), *image.shape[:2]))
+    side: int = min(int(1 / scale + 1e-6), *image.shape[:2])
+    return max(1, side)
 
 
 def _average_blocks(image: ByteImage, scale: float) -> tuple[ByteImage, int]:
