@@ -2,6 +2,7 @@
 
 python export.py --weights W.pt --include onnx openvino
 python export.py --weights W.pt --include onnx --max-patches 24 --img-size 864x1536
+python export.py --weights W.pt --include onnx --int8 data/visdrone.yaml --img-size 1536
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from pathlib import Path
 
 from deploy.metadata import SingleSettings
 from engine.export.pair import Exportable, export_pair, prepare
+from engine.export.quantise import calibration_pictures, quantise_pair
 from engine.export.single import MAX_CANDIDATES, export_single
-from engine.export.verify import compare
+from engine.export.verify import compare, difference
 from engine.export.write import as_formats, require_packages
 from engine.inference import Detector, load_model
 from models.decode import PostprocessConfig
@@ -34,6 +36,7 @@ def main() -> None:
 def export(options: argparse.Namespace) -> None:
     """Write all files that were asked for; the first that differs from torch is an error."""
     require_packages(options.include)
+    pictures = [] if options.int8 is None else calibration_pictures(options.int8)
     image = read_image(options.image)
     overrides = ModelOverrides(slicer=options.slicer, head="dense", heatmap_thres=options.heatmap_thres)
     reference = load_model(options.weights, "cpu", overrides)
@@ -43,7 +46,10 @@ def export(options: argparse.Namespace) -> None:
     folder = weights.parent if options.output is None else options.output
     # A budget of patches is the single file's alone; the pair keeps the checkpoint's.
     pair = export_pair(source, folder, weights.stem)
+    quantised = quantise_pair(pair[0], reference, pictures, options.img_size) if pictures else None
     _report(as_formats(pair, options.include), reference, image, PostprocessConfig(), options.img_size)
+    if quantised is not None:
+        _report_int8(as_formats(quantised, options.include), reference, image, options.img_size)
     if options.max_patches is not None:
         _export_single(options, source, reference, folder, image)
 
@@ -77,6 +83,16 @@ def _report(
     for files in written:
         log.info("written: %s", " and ".join(str(file) for file in files))
         log.info("  %s", compare(reference, files[0], image, post, size).line())
+
+
+def _report_int8(
+    written: list[list[Path]], reference: Detector, image: ByteImage, size: int | tuple[int, int]
+) -> None:
+    """Say how far 8 bits are from torch: there is no error to be found in it, test.py tells what it costs."""
+    log = get_logger()
+    for files in written:
+        log.info("written: %s", " and ".join(str(file) for file in files))
+        log.info("  %s", difference(reference, files[0], image, PostprocessConfig(), size).line())
 
 
 if __name__ == "__main__":

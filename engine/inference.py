@@ -79,7 +79,7 @@ class Detector(Predictor):
         letterboxes = [one.letterbox for one in inputs]
         with timer.frame(len(inputs)):
             with timer.stage("preprocess"):
-                batch = self._to_batch([one.pixels for one in inputs])
+                batch = self.batch_of(inputs)
             output = self.forward(batch, timer)
             with timer.stage("nms"):
                 decoded = decode(output, self.model.coder, config.conf_thres)
@@ -112,10 +112,11 @@ class Detector(Predictor):
         channels_first(placed, pixels.numpy())
         return NetworkInput(pixels, letterbox)
 
-    def _to_batch(self, pixels: Sequence[Tensor]) -> Tensor:
-        """[B, 3, H, W] in 0–1 on the device, in the network's type; bytes travel, a quarter of floats."""
+    def batch_of(self, inputs: Sequence[NetworkInput]) -> Tensor:
+        """Inputs of one size as what the network takes: [B, 3, H, W] in 0–1 on the device, in the network's type."""
         # One by one, because stacking would leave page-locked memory, and with it the travelling in the background.
-        moved = [one.to(self.device, non_blocking=True) for one in pixels]
+        # Bytes travel, a quarter of floats.
+        moved = [one.pixels.to(self.device, non_blocking=True) for one in inputs]
         stacked = moved[0][None] if len(moved) == 1 else torch.stack(moved)
         return stacked.to(self.dtype).div_(255)
 

@@ -4,8 +4,8 @@
 
 Each way runs every picture once untimed and then --rounds times, in another order in every round, so that a busy machine
 is unfair to nobody. What is timed is a letterboxed picture in memory to detections in original pixels. Printed are
-medians, the median over the pictures of each way's time over that of plain torch, and how far the detections are from
-torch's. Torch runs in two ways: plain (float32, eager, BatchNorm not folded, contiguous) and as detect.py runs it.
+medians, the median over the pictures of each way's time over that of plain torch, and how far the detections of files in
+32 bits are from torch's. Torch runs in two ways: plain (float32, eager, BatchNorm not folded, contiguous) and as detect.py runs it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from engine.export.quantise import INT8
 from engine.export.verify import BOX_TOLERANCE_PX, SCORE_MARGIN, detection_difference
 from engine.exported import ExportedSingle
 from engine.inference import Detector, load_in_mode, load_model
@@ -54,7 +55,8 @@ class Way:
     Attributes:
         name: in the table.
         detector: what runs.
-        reference: torch with what is fixed in the file, for its boxes; None for torch itself.
+        reference: torch with what is fixed in the file, for its boxes; None for torch itself, and for 8 bits, whose boxes
+            test.py judges.
         times_ms: by picture, one number per round.
         detections: that the reference found, on all pictures.
         box_px: largest distance of a corner from the reference's, in original pixels.
@@ -130,7 +132,8 @@ def make_ways(args: argparse.Namespace) -> list[Way]:
             reference = load_model(args.weights, "cpu", fixed_in(detector.model, overrides))
         else:
             detector = load_model(file, "cpu", overrides)
-        ways.append(Way(Path(file).name, detector, reference))
+        name = Path(file).name
+        ways.append(Way(name, detector, None if INT8 in name else reference))
     return ways
 
 

@@ -60,21 +60,24 @@ speed() {
     run "$PYTHON" scripts/benchmark_export.py --weights "$WEIGHTS" --source "$PICTURES" --pictures 10 --rounds 3 \
         --threads "$THREADS" --img-size "$1" --output "$RESULTS/export_speed_$1.json" \
         --exported "$RUNS/$2/${NAME}_stem.onnx" "$RUNS/$2/${NAME}_stem.xml" \
-        "$RUNS/$2/${NAME}_k$PATCHES.onnx" "$RUNS/$2/${NAME}_k$PATCHES.xml"
+        "$RUNS/$2/${NAME}_k$PATCHES.onnx" "$RUNS/$2/${NAME}_k$PATCHES.xml" \
+        "$RUNS/$2/${NAME}_int8_stem.onnx" "$RUNS/$2/${NAME}_int8_stem.xml"
 }
 
 SCORES=(--conf-thres 0.001 --iou-thres 0.6 --multi-label)
 for step in "${STEPS[@]}"; do
     case "$step" in
         files)
-            export_files use --max-patches "$PATCHES" --img-size "$SINGLE_SIZE"
-            export_files large --max-patches "$PATCHES" --img-size "$LARGE_SINGLE"
+            export_files use --max-patches "$PATCHES" --img-size "$SINGLE_SIZE" --int8 "$DATA"
+            export_files large --max-patches "$PATCHES" --img-size "$LARGE_SINGLE" --int8 "$DATA"
             export_files scores --max-patches "$PATCHES" --img-size "$SINGLE_SIZE" "${SCORES[@]}"
             export_files scores --max-patches "$ALL_PATCHES" --img-size "$SINGLE_SIZE" "${SCORES[@]}" ;;
         scores)
             score torch "$WEIGHTS"
             score onnx "$RUNS/use/${NAME}_stem.onnx"
             score openvino "$RUNS/use/${NAME}_stem.xml"
+            score int8-onnx "$RUNS/use/${NAME}_int8_stem.onnx"
+            score int8-openvino "$RUNS/use/${NAME}_int8_stem.xml"
             score "single-$ALL_PATCHES-onnx" "$RUNS/scores/${NAME}_k$ALL_PATCHES.onnx"
             score "torch-$PATCHES" "$WEIGHTS" --max-patches "$PATCHES"
             score "single-$PATCHES-onnx" "$RUNS/scores/${NAME}_k$PATCHES.onnx"
@@ -84,7 +87,8 @@ for step in "${STEPS[@]}"; do
             speed "$LARGE_SIZE" large ;;
         page)
             run "$PYTHON" scripts/export_table.py --runs "$RUNS" --output "$RESULTS/export" \
-                --rows torch onnx=torch openvino=torch "single-$ALL_PATCHES-onnx=torch" "torch-$PATCHES" \
+                --rows torch onnx=torch openvino=torch int8-onnx=torch int8-openvino=torch \
+                "single-$ALL_PATCHES-onnx=torch" "torch-$PATCHES" \
                 "single-$PATCHES-onnx=torch-$PATCHES" "single-$PATCHES-openvino=torch-$PATCHES" \
                 --speed "$RESULTS/export_speed_$IMAGE_SIZE.json" "$RESULTS/export_speed_$LARGE_SIZE.json" ;;
         *) echo "export_results: unknown step $step (files, scores, speed, page)" >&2; exit 2 ;;

@@ -31,6 +31,7 @@ from models.build import build_model
 from models.loss import DetectionLoss
 from models.slicer import STRIDE, Patches, fixed_grid
 from models.training_patches import MIN_PATCHES
+from utils.allocator import keep_freed_memory
 from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
 from utils.config import HypConfig, ModelConfig, Recompute, SeekerConfig
 from utils.dist import select_device
@@ -235,6 +236,7 @@ def measure_case(args: argparse.Namespace, size: int | tuple[int, int]) -> Case:
     begin = time.perf_counter()
     use: MemoryUse = measure_memory(lambda: step(*batch), device)
     seconds = time.perf_counter() - begin
+    keep_freed_memory(whatever_is_set=True)  # as train.py does: the time of its steps is asked for
     repeated = [timed(lambda: step(*batch), device) for _ in range(args.repeats)]
     height, width = last[0].size_cell
     cells = args.batch_size * (hw[0] // STRIDE) * (hw[1] // STRIDE)

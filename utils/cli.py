@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from utils.allocator import keep_freed_memory
 from utils.config import ModelOverrides
 
 STRIDE = 32
@@ -339,8 +340,9 @@ def run_main(main: Callable[[], int | None]) -> int:
 
     An error that the user can do something about is told in one line on standard error; with ``--debug``
     or ESOD_DEBUG=1 its traceback as well. Any other exception is a bug: one line says what and where.
-    Use as ``sys.exit(run_main(main))``.
+    Use as ``sys.exit(run_main(main))``. Memory that the command frees it keeps, see `utils.allocator`.
     """
+    keep_freed_memory()
     try:
         return main() or 0
     except KeyboardInterrupt:

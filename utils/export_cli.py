@@ -24,6 +24,7 @@ REFUSED = {
 EXAMPLES = (
     "python export.py --weights weights/sample_yolov5n.pt --include onnx openvino",
     "python export.py --weights W.pt --include onnx --max-patches 24 --img-size 864x1536",
+    "python export.py --weights W.pt --include onnx --int8 data/visdrone.yaml --img-size 1536",
 )
 """Shown at the end of ``--help``."""
 
@@ -61,6 +62,21 @@ def build_export_parser() -> Parser:
         metavar="FILE",
         help="picture to compare files and torch on after writing (default: one from the sample)",
     )
+    parser.add_argument(
+        "--int8",
+        type=Path,
+        metavar="PICTURES",
+        help="also write NAME_int8, a pair in 8 bits, its ranges taken from pictures of this folder or of this dataset's "
+        "YAML (train), at --img-size",
+    )
+    parser.add_argument(
+        "--img-size",
+        type=image_size,
+        default=1536,
+        metavar="PIXELS",
+        help="of the single file: its only input size, HEIGHTxWIDTH such as 864x1536, or the side of a square; multiples "
+        "of 32. Of --int8: longer side of the pictures, or HEIGHTxWIDTH",
+    )
     _add_slicer_arguments(parser)
     _add_single_arguments(parser)
     return parser
@@ -89,13 +105,6 @@ def _add_single_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_int,
         metavar="K",
         help="also write NAME_kK, which always computes K patches per image, best first (1 for a dense model)",
-    )
-    group.add_argument(
-        "--img-size",
-        type=image_size,
-        default=1536,
-        metavar="PIXELS",
-        help="its only input size: HEIGHTxWIDTH such as 864x1536, or the side of a square; multiples of 32",
     )
     group.add_argument("--batch-size", type=positive_int, default=1, metavar="N", help="its images per call")
     group.add_argument(
@@ -134,12 +143,14 @@ def parse_export_options(arguments: Sequence[str] | None = None) -> argparse.Nam
         given = _given_single_options(parser, options)
         if given:
             parser.error(f"{', '.join(given)}: of the single file only, which --max-patches K asks for")
+        if options.int8 is None and options.img_size != parser.get_default("img_size"):
+            parser.error("--img-size: a pair takes any size; give it with --max-patches K or --int8 PICTURES")
     return options
 
 
 def _given_single_options(parser: Parser, options: argparse.Namespace) -> list[str]:
     """Options of the single file that differ from their defaults."""
-    names = ("img_size", "batch_size", "conf_thres", "iou_thres", "max_det", "multi_label")
+    names = ("batch_size", "conf_thres", "iou_thres", "max_det", "multi_label")
     return [
         "--" + name.replace("_", "-") for name in names if getattr(options, name) != parser.get_default(name)
     ]

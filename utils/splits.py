@@ -16,10 +16,11 @@ from utils.logger import get_logger
 
 _PREPARE = "python scripts/data_prepare.py --dataset"
 _HOW_TO_GET = {
-    "visdrone": f"{_PREPARE} VisDrone",
-    "uavdt": f"{_PREPARE} UAVDT",
-    "tinyperson": f"{_PREPARE} TinyPerson",
-    "sample": f"python scripts/make_sample.py, then {_PREPARE} VisDrone --root sample",
+    **{
+        name.lower(): f"Download it (docs/datasets.md says where), then run: {_PREPARE} {name}"
+        for name in ("VisDrone", "UAVDT", "TinyPerson")
+    },
+    "sample": f"Run: python scripts/make_sample.py, then {_PREPARE} VisDrone --root sample",
 }
 
 
@@ -116,8 +117,7 @@ def read_list(path: Path, root: Path) -> list[Path]:
 
 
 def _advice(root: Path) -> str:
-    known = _HOW_TO_GET.get(root.name.lower())
-    return f"Run: {known}" if known else "Check 'path' and the splits in the YAML."
+    return _HOW_TO_GET.get(root.name.lower(), "Check 'path' and the splits in the YAML.")
 
 
 def dataset_fingerprint(images: Sequence[Path]) -> str:

@@ -89,7 +89,7 @@ def _facts(result: BenchmarkResult) -> str:
     return (
         f"{settings['device_name']}, {settings['threads']} threads, PyTorch {environment['torch']}{bf16}. "
         f"{result.parameters['esod']:,} parameters, dense twin {result.parameters['dense']:,}. "
-        f"{settings['rounds']} rounds behind {settings['warmup']}, all cases interleaved; medians, quartiles in brackets. "
+        f"{settings['rounds']} rounds, {settings['warmup']} more before them to warm up, all cases interleaved; medians, quartiles in brackets. "
         f"Load of the machine before and after: {settings['load_before']}, {settings['load_after']}. Commit {commit}."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +34,14 @@ class Comparison:
     Attributes:
         numbers: largest difference of each output, relative to its largest value.
         detections: that torch found.
+        found: that the exported detector found.
         box_px: largest distance of a corner of a box from torch's, in original pixels.
         score: largest difference of a score.
     """
 
     numbers: dict[str, float]
     detections: int
+    found: int
     box_px: float
     score: float
 
@@ -46,10 +49,33 @@ class Comparison:
         """The numbers in words."""
         raw = ", ".join(f"{name} {value:.1e}" for name, value in self.numbers.items())
         text = f"largest relative difference to torch: {raw}; " if raw else ""
-        return text + f"{self.detections} detections: boxes {self.box_px:.3f} px, scores {self.score:.1e}"
+        counts = (
+            str(self.detections) if self.found == self.detections else f"{self.detections} and {self.found}"
+        )
+        if math.isinf(self.box_px):
+            return text + f"{counts} detections, some without a partner"
+        return text + f"{counts} detections: boxes {self.box_px:.3f} px, scores {self.score:.1e}"
 
 
 def compare(
+    reference: Detector,
+    path: Path,
+    image: ByteImage,
+    config: PostprocessConfig,
+    img_size: int | tuple[int, int],
+) -> Comparison:
+    """The `difference` of an exported detector in 32 bits.
+
+    Raises:
+        ExportedFileError: it is more than `TOLERANCE` or `BOX_TOLERANCE_PX`, with the numbers.
+    """
+    result = difference(reference, path, image, config, img_size)
+    if max([*result.numbers.values(), result.score]) > TOLERANCE or result.box_px > BOX_TOLERANCE_PX:
+        raise ExportedFileError(f"{path}: differs from torch too much: {result.line()}")
+    return result
+
+
+def difference(
     reference: Detector,
     path: Path,
     image: ByteImage,
@@ -64,21 +90,15 @@ def compare(
         image: uint8 RGB picture.
         config: of the post-processing.
         img_size: see `Detector.predict`.
-
-    Raises:
-        ExportedFileError: they differ by more than `TOLERANCE` or `BOX_TOLERANCE_PX`, with the numbers.
     """
     exported = load_model(path, "cpu")
     pixels = exported.prepare(image, img_size)  # an input of the size that a single file has
     numbers = {}
     if isinstance(exported.model, ExportedNetwork):
-        numbers = _graph_differences(reference, exported.model, exported._to_batch([pixels.pixels]))
+        numbers = _graph_differences(reference, exported.model, exported.batch_of([pixels]))
     expected, found = (one.detect([pixels], config)[0].detections for one in (reference, exported))
     box_px, score = detection_difference(expected, found, config.conf_thres + SCORE_MARGIN)
-    result = Comparison(numbers, len(expected), box_px, score)
-    if max([*numbers.values(), score]) > TOLERANCE or box_px > BOX_TOLERANCE_PX:
-        raise ExportedFileError(f"{path}: differs from torch too much: {result.line()}")
-    return result
+    return Comparison(numbers, len(expected), len(found), box_px, score)
 
 
 @torch.inference_mode()

@@ -177,6 +177,32 @@ def test_a_malicious_file_is_refused_everywhere(
             assert not marker.exists()
 
 
+@pytest.mark.parametrize("task", ["val", "measure"])
+def test_a_missing_dataset_leaves_no_folder_behind(
+    task: str, tiny_dataset: Path, tmp_path: Path, weights: Path, run_command: RunCommand
+) -> None:
+    content = yaml.safe_load(tiny_dataset.read_text())
+    absent = tmp_path / "absent.yaml"
+    absent.write_text(yaml.safe_dump({**content, "path": "nowhere/VisDrone"}))
+    project = tmp_path / "runs"
+    result = run_command(
+        "test.py",
+        "--data",
+        absent,
+        "--weights",
+        weights,
+        "--project",
+        project,
+        "--task",
+        task,
+        "--device",
+        "cpu",
+    )
+    assert result.status == 1
+    assert "Download it" in result.err and "data_prepare.py --dataset VisDrone" in result.err
+    assert not project.exists()
+
+
 def test_wrong_number_of_classes_is_told(
     tiny_dataset: Path, weights: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:

@@ -60,7 +60,7 @@ def test_pixels_are_resized_once_and_not_touched_again(
     assert made.pixels.dtype == torch.uint8 and made.pixels.is_contiguous()
     assert np.array_equal(made.pixels.numpy(), expected.transpose(2, 0, 1))
     assert made.letterbox.original_hw == hw and made.letterbox.input_hw == input_hw
-    batch = detector._to_batch([made.pixels])
+    batch = detector.batch_of([made])
     assert torch.equal(batch, torch.from_numpy(expected).permute(2, 0, 1)[None].float() / 255)
     assert made.pixels.max() > 1, "the given pixels stay as they were"
 
