@@ -13,11 +13,11 @@ from models.coders import BoxCoder
 from models.esod import ESODOutput
 from models.levels import LevelOutput
 from models.slicer import STRIDE, Patches
-from utils.boxes import Letterbox, cxcywh_to_xyxy
+from utils.boxes import Letterbox, cxcywh_to_xyxy, non_max_suppression, ranked_candidates
 from utils.config import Suppression
 from utils.fixed_suppression import suppress_fixed, unpack
 from utils.results import Detections
-from utils.suppression import METHODS
+from utils.suppression import soft_suppression, weighted_fusion
 
 
 @dataclass
@@ -153,13 +153,21 @@ def suppress_px(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Suppression among one image's boxes: xyxy [N, 4] in input pixels, scores [N], labels [N]."""
     rows = ((decoded.image_index == image) & (decoded.objectness > config.conf_thres)).nonzero().squeeze(1)
-    return METHODS[config.nms](
-        cxcywh_to_xyxy(decoded.cxcywh_px[rows]),
-        decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows],
-        conf_thres=config.conf_thres,
-        iou_thres=config.iou_thres,
-        max_det=config.max_det,
-        multi_label=config.multi_label,
-        agnostic=config.agnostic,
-        classes=None if config.classes is None else list(config.classes),
-    )
+    xyxy = cxcywh_to_xyxy(decoded.cxcywh_px[rows])
+    scores = decoded.objectness[rows].unsqueeze(1) * decoded.class_prob[rows]
+    return suppress_boxes(xyxy, scores, config)
+
+
+def suppress_boxes(xyxy: Tensor, scores: Tensor, config: PostprocessConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes [N, 4] with the scores [N, C] of every class → boxes [M, 4], scores [M], labels [M], as configured."""
+    classes = None if config.classes is None else list(config.classes)
+    conf_thres, multi_label, agnostic = config.conf_thres, config.multi_label, config.agnostic
+    if config.nms == "hard":
+        return non_max_suppression(
+            xyxy, scores, conf_thres=conf_thres, iou_thres=config.iou_thres, max_det=config.max_det,
+            multi_label=multi_label, agnostic=agnostic, classes=classes,
+        )  # fmt: skip
+    ranked = ranked_candidates(xyxy, scores, conf_thres=conf_thres, multi_label=multi_label, classes=classes)
+    if config.nms == "soft":
+        return soft_suppression(*ranked, conf_thres=conf_thres, max_det=config.max_det, agnostic=agnostic)
+    return weighted_fusion(*ranked, iou_thres=config.iou_thres, max_det=config.max_det, agnostic=agnostic)

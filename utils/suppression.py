@@ -1,72 +1,47 @@
 """Two other ways of making one detection of many boxes, beside `utils.boxes.non_max_suppression`.
 
-Both take the same candidates and work class by class on the host: chosen for accuracy, not for speed.
+Both take ranked candidates and work class by class on the host: chosen for accuracy, not for speed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from utils.boxes import non_max_suppression, ranked_candidates
-from utils.config import Suppression
-
 SOFT_SIGMA = 0.5
 """σ of soft suppression's exp(−IoU² / σ); the value of its paper."""
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
-
-class SuppressionMethod(Protocol):
-    """Arguments and result are those of `utils.boxes.non_max_suppression`."""
-
-    def __call__(
-        self,
-        xyxy: Tensor,
-        scores: Tensor,
-        *,
-        conf_thres: float,
-        iou_thres: float,
-        max_det: int = 500,
-        max_candidates: int = 5000,
-        multi_label: bool,
-        agnostic: bool = False,
-        classes: list[int] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
+Found = tuple[Tensor, Tensor, Tensor]
+"""Boxes [M, 4], scores [M], labels [M] int64, best first."""
 
 
 def soft_suppression(
-    xyxy: Tensor,
-    scores: Tensor,
+    boxes: Tensor,
+    score: Tensor,
+    label: Tensor,
     *,
     conf_thres: float,
-    iou_thres: float,
     max_det: int = 500,
-    max_candidates: int = 5000,
-    multi_label: bool,
     agnostic: bool = False,
-    classes: list[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Found:
     """Soft-NMS with Gaussian decay (arXiv 1704.04503, eq. 3): nothing is removed for its overlap.
 
     The best box left is taken, and the scores of the others of its class are multiplied by exp(−IoU² / σ), until
-    max_det are taken or no score is above conf_thres. iou_thres plays no part. Arguments and result as
-    of `non_max_suppression`; a score is what is left of it.
+    max_det are taken or no score is above conf_thres. There is no threshold of overlap.
+
+    Args:
+        boxes, score, label: candidates, best first, as `utils.boxes.ranked_candidates` gives them.
+        conf_thres, max_det, agnostic: see `utils.boxes.non_max_suppression`.
+
+    Returns:
+        As `utils.boxes.non_max_suppression`; a score is what is left of it.
     """
-    boxes, score, label = ranked_candidates(
-        xyxy,
-        scores,
-        conf_thres=conf_thres,
-        max_candidates=max_candidates,
-        multi_label=multi_label,
-        classes=classes,
-    )
     group = _groups(label, agnostic)
     kept, left = _soft_order(_array(boxes), _array(score), group, max_det, conf_thres)
     index = torch.from_numpy(kept).to(boxes.device)
@@ -74,32 +49,28 @@ def soft_suppression(
 
 
 def weighted_fusion(
-    xyxy: Tensor,
-    scores: Tensor,
+    boxes: Tensor,
+    score: Tensor,
+    label: Tensor,
     *,
-    conf_thres: float,
     iou_thres: float,
     max_det: int = 500,
-    max_candidates: int = 5000,
-    multi_label: bool,
     agnostic: bool = False,
-    classes: list[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Found:
     """Weighted boxes fusion (arXiv 1910.13302): overlapping boxes become their mean, weighted by their scores.
 
     Best first, a box joins the cluster of its class whose mean it overlaps most, if by more than iou_thres, else it
     begins one. The paper's score is a mean over the models that it fuses; within one network how many faint boxes lie
-    around an object says nothing, and the score is that of the cluster's best box. Arguments and result as of
-    `non_max_suppression`; with agnostic a cluster has the label of its best box.
+    around an object says nothing, and the score is that of the cluster's best box.
+
+    Args:
+        boxes, score, label: candidates, best first, as `utils.boxes.ranked_candidates` gives them.
+        iou_thres, max_det: see `utils.boxes.non_max_suppression`.
+        agnostic: boxes of different classes join, too; a cluster has the label of its best box.
+
+    Returns:
+        As `utils.boxes.non_max_suppression`.
     """
-    boxes, score, label = ranked_candidates(
-        xyxy,
-        scores,
-        conf_thres=conf_thres,
-        max_candidates=max_candidates,
-        multi_label=multi_label,
-        classes=classes,
-    )
     points, weight, group = _array(boxes), _array(score), _groups(label, agnostic)
     best, fused = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 4))]
     for rows in _by_group(group):
@@ -110,13 +81,6 @@ def weighted_fusion(
     order = np.argsort(first_of)[:max_det]  # candidates come best first, so this is the order of the scores
     index = torch.from_numpy(first_of[order]).to(boxes.device)
     return torch.from_numpy(np.concatenate(fused)[order]).to(boxes), score[index], label[index]
-
-
-METHODS: dict[Suppression, SuppressionMethod] = {
-    "hard": non_max_suppression,
-    "soft": soft_suppression,
-    "fusion": weighted_fusion,
-}
 
 
 def overlaps(box: FloatArray, others: FloatArray) -> FloatArray:
