@@ -90,7 +90,7 @@ def _feeds(
 ) -> Iterator[Feed]:
     """Inputs of one of the graphs, picture by picture; of the patches' graph only where patches are kept."""
     some = False
-    for path in tqdm(pictures, desc=f"calibrating {part}", unit="picture", leave=False):
+    for path in tqdm(pictures, desc=f"calibrating {part}", unit="picture", leave=False, disable=None):
         batch = reference.batch_of([reference.prepare(read_image(path), img_size)])
         images = np.ascontiguousarray(batch.numpy())
         if part == "stem":
