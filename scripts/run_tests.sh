@@ -64,7 +64,8 @@ tests() {
 }
 # Exported files are run in a process of their own: in one in which hundreds of other tests had used torch, a runtime
 # (OpenVINO or ONNX Runtime) ended the process with a segmentation fault; alone they never did.
-exported=(tests/deploy tests/engine/test_export.py tests/engine/test_export_single.py tests/scripts/test_export_scripts.py)
+exported=(tests/deploy tests/engine/test_export.py tests/engine/test_export_int8.py tests/engine/test_export_single.py
+    tests/scripts/test_export_scripts.py)
 # What looks at the peak memory of its own process, which is that of all tests before it.
 memory=(tests/engine/test_batch_size.py)
 if [ "${#pytest_args[@]}" -gt 0 ]; then
