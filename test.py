@@ -63,25 +63,20 @@ def run(args: argparse.Namespace, dist: DistInfo) -> None:
     )
     check_classes(detector, dataset, args.single_cls)
     costs = args.task in ("measure", "speed")
-    images = resolve_split(dataset, args.data, "val" if costs else args.task)  # before a folder is made
+    resolve_split(dataset, args.data, "val" if costs else args.task)  # raises, before a folder is made
     folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
     folder = broadcast_object(folder)
     if costs:
         run_measure(args, dataset, detector, folder)
     else:
-        run_accuracy(args, dataset, images, detector, folder, dist)
+        run_accuracy(args, dataset, detector, folder, dist)
     get_logger().info(f"results in {folder}")
 
 
 def run_accuracy(
-    args: argparse.Namespace,
-    dataset: DatasetConfig,
-    images: list[Path],
-    detector: Detector,
-    folder: Path,
-    dist: DistInfo,
+    args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path, dist: DistInfo
 ) -> None:
-    """Tasks val, test and train: score the detections and the patches on that split's images, in all processes together."""
+    """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
     names = ["object"] if args.single_cls else dataset.names
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True, nms=args.nms)
     check_postprocessing(detector.model, post)
@@ -90,6 +85,7 @@ def run_accuracy(
         dataset, args.data, args.task, fixed_hw or args.img_size, args.batch_size, args.workers, args.single_cls,
         pin_memory=detector.device.type == "cuda", dist=dist, rect=fixed_hw is None,
     )  # fmt: skip
+    images = resolve_split(dataset, args.data, args.task)
     official = None
     if args.official:
         official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images)

@@ -338,9 +338,8 @@ def add_speed_arguments(group: argparse._ArgumentGroup) -> None:
 def run_main(main: Callable[[], int | None]) -> int:
     """Run a command; return its exit status: what it returns (None: 0), 1 after an error, 130 after Ctrl-C.
 
-    An error that the user can do something about is told in one line on standard error; with ``--debug``
-    or ESOD_DEBUG=1 its traceback as well. Any other exception is a bug: one line says what and where.
-    Use as ``sys.exit(run_main(main))``. Memory that the command frees it keeps, see `utils.allocator`.
+    An error that the user can do something about is told in one line on standard error, with ``--debug`` or ESOD_DEBUG=1
+    its traceback as well; any other is a bug: one line says what and where. Memory that is freed is kept (`utils.allocator`).
     """
     keep_freed_memory()
     try:
