@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from deploy.metadata import SingleSettings
 from engine.export.pair import Exportable, export_pair, prepare
 from engine.export.quantise import calibration_pictures, quantise_pair
 from engine.export.single import MAX_CANDIDATES, export_single
-from engine.export.verify import compare, difference
+from engine.export.verify import Comparison, compare, difference
 from engine.export.write import as_formats, require_packages
 from engine.inference import Detector, load_model
 from models.decode import PostprocessConfig
@@ -48,8 +49,9 @@ def export(options: argparse.Namespace) -> None:
     pair = export_pair(source, folder, weights.stem)
     quantised = quantise_pair(pair[0], reference, pictures, options.img_size) if pictures else None
     _report(as_formats(pair, options.include), reference, image, PostprocessConfig(), options.img_size)
-    if quantised is not None:
-        _report_int8(as_formats(quantised, options.include), reference, image, options.img_size)
+    if quantised is not None:  # 8 bits differ, and how much is no error: what it costs says test.py
+        files = as_formats(quantised, options.include)
+        _report(files, reference, image, PostprocessConfig(), options.img_size, difference)
     if options.max_patches is not None:
         _export_single(options, source, reference, folder, image)
 
@@ -76,23 +78,13 @@ def _export_single(
 
 def _report(
     written: list[list[Path]], reference: Detector, image: ByteImage, post: PostprocessConfig,
-    size: int | tuple[int, int],
+    size: int | tuple[int, int], judge: Callable[..., Comparison] = compare,
 ) -> None:  # fmt: skip
     """Compare what was written with torch, and say so."""
     log = get_logger()
     for files in written:
         log.info("written: %s", " and ".join(str(file) for file in files))
-        log.info("  %s", compare(reference, files[0], image, post, size).line())
-
-
-def _report_int8(
-    written: list[list[Path]], reference: Detector, image: ByteImage, size: int | tuple[int, int]
-) -> None:
-    """Say how far 8 bits are from torch: there is no error to be found in it, test.py tells what it costs."""
-    log = get_logger()
-    for files in written:
-        log.info("written: %s", " and ".join(str(file) for file in files))
-        log.info("  %s", difference(reference, files[0], image, PostprocessConfig(), size).line())
+        log.info("  %s", judge(reference, files[0], image, post, size).line())
 
 
 if __name__ == "__main__":

@@ -62,21 +62,27 @@ def run(args: argparse.Namespace, dist: DistInfo) -> None:
         graphs=args.graphs,
     )
     check_classes(detector, dataset, args.single_cls)
-    costs = args.task in ("measure", "speed")
-    resolve_split(dataset, args.data, "val" if costs else args.task)  # raises, before a folder is made
-    folder = new_run_dir(args.project, args.name, args.exist_ok) if dist.is_main else Path()
-    folder = broadcast_object(folder)
-    if costs:
-        run_measure(args, dataset, detector, folder)
+    if args.task in ("measure", "speed"):
+        folder = run_measure(args, dataset, detector)
     else:
-        run_accuracy(args, dataset, detector, folder, dist)
+        folder = run_accuracy(args, dataset, detector, dist)
     get_logger().info(f"results in {folder}")
 
 
+def new_folder(args: argparse.Namespace, is_main: bool = True) -> Path:
+    """The run's folder, made by the main process; asked for when nothing about the dataset can fail any more."""
+    folder = new_run_dir(args.project, args.name, args.exist_ok) if is_main else Path()
+    return broadcast_object(folder)
+
+
 def run_accuracy(
-    args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path, dist: DistInfo
-) -> None:
-    """Tasks val, test and train: score the detections and the patches on that split, in all processes together."""
+    args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, dist: DistInfo
+) -> Path:
+    """Tasks val, test and train: score the detections and the patches on that split, in all processes together.
+
+    Returns:
+        The run's folder.
+    """
     names = ["object"] if args.single_cls else dataset.names
     post = PostprocessConfig(*thresholds(args), args.max_det, multi_label=True, nms=args.nms)
     check_postprocessing(detector.model, post)
@@ -89,6 +95,7 @@ def run_accuracy(
     official = None
     if args.official:
         official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images)
+    folder = new_folder(args, dist.is_main)
     outputs = TestOutputs(
         folder, names, images, save_txt=args.save_txt or args.official, save_conf=args.save_conf or args.official,
         save_json=args.save_json, save_worst=not args.no_report,
@@ -108,7 +115,7 @@ def run_accuracy(
     if missed is not None:
         missed.gather()
     if result is None:
-        return  # the main process has the numbers
+        return folder  # the main process has the numbers
     begin = time.perf_counter()
     save_curves(folder, result.detection)
     outputs.finish_worst(result.detection.best_confidence)
@@ -125,15 +132,8 @@ def run_accuracy(
     note_scores(dataset)
     if official is not None:
         run_official(official, folder)
-    content = {
-        "detection": result.detection.to_dict(curves=False),
-        "selector": result.selector.to_dict(),
-        "throughput": result.throughput.to_dict(),
-        **record(args, dataset),
-    }
-    write_json(folder / "metrics.json", content)
-    if not args.no_report:
-        report_finished_run(folder)
+    finish(folder, "metrics", result.to_dict(), args, dataset)
+    return folder
 
 
 def run_official(split: OfficialSplit, folder: Path) -> None:
@@ -145,8 +145,8 @@ def run_official(split: OfficialSplit, folder: Path) -> None:
         get_logger().info(text)
 
 
-def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector, folder: Path) -> None:
-    """Task measure: parameters, operations and time; task speed: parameters and time only."""
+def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Detector) -> Path:
+    """Task measure: parameters, operations and time; task speed: parameters and time only. Returns the run's folder."""
     if args.task == "measure" and not isinstance(detector.model, ESOD):
         raise ConfigError(
             "--task measure counts the operations of the torch network: give the .pt file, or take --task speed, which "
@@ -162,8 +162,17 @@ def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Dete
         detector, loader, post, count_operations=args.task == "measure", larger_batch=args.batch_size
     )
     get_logger().info(result.table())
+    folder = new_folder(args)
     result.plot(folder / f"{args.task}.png")
-    write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
+    finish(folder, args.task, result.to_dict(), args, dataset)
+    return folder
+
+
+def finish(
+    folder: Path, name: str, content: dict[str, Any], args: argparse.Namespace, dataset: DatasetConfig
+) -> None:
+    """Write what was measured, and the report."""
+    write_json(folder / f"{name}.json", {**content, **record(args, dataset)})
     if not args.no_report:
         report_finished_run(folder)
 

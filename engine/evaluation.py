@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -57,6 +58,14 @@ class Evaluation:
             "val/empty_rate": selector.empty_rate,
         }
         return {name: math.nan if value is None else value for name, value in values.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """For metrics.json, without curves."""
+        return {
+            "detection": self.detection.to_dict(curves=False),
+            "selector": self.selector.to_dict(),
+            "throughput": self.throughput.to_dict(),
+        }
 
     def line(self) -> str:
         """One line for the log."""

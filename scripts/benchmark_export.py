@@ -42,6 +42,7 @@ from utils.environment import environment_report
 from utils.images import ByteImage, write_atomic
 from utils.results import Detections
 from utils.sources import read_picture
+from utils.summary import spread_indices
 from utils.typed_data import ConfigError
 
 TORCH = "torch"
@@ -158,7 +159,7 @@ def picture_files(source: str, limit: int) -> list[Path]:
         files = [path]
     if not files:
         raise ConfigError(f"{source}: no pictures")
-    return files if len(files) <= limit else [files[index * len(files) // limit] for index in range(limit)]
+    return [files[index] for index in spread_indices(len(files), limit)]
 
 
 def measure(ways: list[Way], pictures: list[Path], args: argparse.Namespace) -> None:

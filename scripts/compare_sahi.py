@@ -38,6 +38,7 @@ from utils.images import write_atomic
 from utils.logger import get_logger
 from utils.marked_page import update_page
 from utils.splits import resolve_split
+from utils.summary import spread_indices
 from utils.typed_data import ConfigError, load_config
 
 MARKERS = ("<!-- compare_sahi begin -->", "<!-- compare_sahi end -->")
@@ -126,7 +127,7 @@ def build_parser() -> Parser:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was measured, as plain data for JSON."""
-    from engine.integrations.sahi_comparison import SlicePlan, compare, make_ways, spread_indices, table
+    from engine.integrations.sahi_comparison import SlicePlan, compare, make_ways, table
 
     for name, value in (("--img-size", args.img_size), ("--slice", args.slice)):
         if value % 32:

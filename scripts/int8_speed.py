@@ -5,7 +5,7 @@
 Stem, and what runs on the patches (deep, neck, head), are exported one after the other, quantised statically (int8
 weights per channel, uint8 activations, calibrated on random images) and timed in turn. This says what speed there is
 to gain; what accuracy it costs must be asked with trained weights, once it is more than 1.3 times that of float32.
-Needs ``pip install onnx onnxruntime onnxscript``.
+Needs ``pip install onnx onnxruntime``.
 """
 
 from __future__ import annotations
@@ -14,19 +14,21 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from deploy.sessions import open_session
 from engine.benchmark.heatmaps import wanted_patches
 from engine.benchmark.parts import Part, PartTimes, time_parts
 from engine.benchmark.variants import lively_model
+from engine.export.quantise import quantised
+from engine.export.write import Axes, require_packages, trace
 from engine.measure import device_name
 from engine.modes import FAST, put_into
 from models.esod import ESOD
@@ -38,6 +40,8 @@ from utils.images import write_atomic
 from utils.typed_data import ConfigError, load_config
 
 CPU = torch.device("cpu")
+INPUT = "input"
+"""Of the exported parts."""
 CALIBRATION = 2
 """Random inputs from which the ranges of the activations are taken."""
 
@@ -67,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(
             f"{args.cfg}: attention over patches cannot be exported here: give a convolutional model"
         )
-    check_packages()
+    require_packages(["onnx"])
     with tempfile.TemporaryDirectory() as folder:
         parts = parts_of(lively_model(config, seed=0), size, args.kept, Path(folder))
         times = time_parts(parts, args.rounds, 1, seed=0, device=CPU)
@@ -83,20 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         write_atomic(args.json, lambda file: file.write(text.encode()))
-
-
-def check_packages() -> None:
-    """Say what is missing.
-
-    Raises:
-        ConfigError: how to install it.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"{error}: pip install onnx onnxruntime onnxscript") from error
 
 
 def has_vnni() -> bool | None:
@@ -127,7 +117,7 @@ def parts_of(model: ESOD, size: tuple[int, int], kept: float, folder: Path) -> l
         path = folder / f"{len(found)}.onnx"
         export(exported, example, path)
         found.append(Part("ONNX Runtime float32", detail, runner(path, example)))
-        found.append(Part("ONNX Runtime int8", detail, runner(quantised(path, example), example)))
+        found.append(Part("ONNX Runtime int8", detail, runner(int8_of(path, example), example)))
     return found
 
 
@@ -139,52 +129,25 @@ def channels_of(model: ESOD) -> int:
 
 def export(part: nn.Module, example: Tensor, path: Path) -> None:
     """Write a part as ONNX."""
-    with torch.no_grad():
-        torch.onnx.export(part, (example,), str(path), dynamo=True, external_data=False, verbose=False)
+    import onnx
+
+    onnx.save(trace(part, example, Axes([INPUT], [], {})), str(path))
 
 
-def quantised(path: Path, example: Tensor) -> Path:
-    """The same network with int8 weights and uint8 activations, between QuantizeLinear and DequantizeLinear."""
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+def int8_of(path: Path, example: Tensor) -> Path:
+    """The same network in 8 bits, as `export.py --int8` has it, its ranges taken from random inputs."""
+    import onnx
 
-    class Random(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest: Iterator[dict[str, Any]] = iter(
-                [{input_name(path): torch.rand_like(example).numpy()} for _ in range(CALIBRATION)]
-            )
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.rest, None)
-
-    ready, result = path.with_suffix(".ready.onnx"), path.with_suffix(".int8.onnx")
-    quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-    quantize_static(
-        str(ready), str(result), Random(), per_channel=True, activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"],
-    )  # fmt: skip
+    result = path.with_suffix(".int8.onnx")
+    feeds = ({INPUT: torch.rand_like(example).numpy()} for _ in range(CALIBRATION))
+    onnx.save(quantised(path, feeds), str(result))
     return result
 
 
-def session(path: Path) -> Any:
-    """An ONNX Runtime session on the CPU with as many threads as PyTorch."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def input_name(path: Path) -> str:
-    """Of the only input of a file."""
-    return str(session(path).get_inputs()[0].name)
-
-
 def runner(path: Path, example: Tensor) -> Callable[[], object]:
-    """What runs a file once."""
-    ready, values = session(path), np.ascontiguousarray(example.numpy())
-    name = ready.get_inputs()[0].name
-    return lambda: ready.run(None, {name: values})
+    """What runs a file once, with as many threads as PyTorch."""
+    session, values = open_session(path, torch.get_num_threads()), np.ascontiguousarray(example.numpy())
+    return lambda: session.run({INPUT: values})
 
 
 def table(times: Sequence[PartTimes]) -> str:

@@ -34,6 +34,13 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(mean, statistics.median(values), quantile(values, 0.95), min(values), max(values))
 
 
+def spread_indices(count: int, limit: int) -> list[int]:
+    """At most limit (0: all) of count indices, evenly spread."""
+    if not limit or limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]
+
+
 def quantile(values: Sequence[float], share: float) -> float:
     """The value below which a share (0-1) of at least one number lies, interpolated linearly between ranks."""
     ordered = sorted(values)

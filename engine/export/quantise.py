@@ -7,24 +7,23 @@ and raw predictions, stays in 32 bits, and so do these convolutions: there a ste
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from tqdm import tqdm
 
-from deploy.metadata import ExportInfo
 from deploy.network import PATCHES, STEM, TwoGraphs, open_network
-from deploy.slicing import cut_patches
+from deploy.slicing import FloatArray, cut_patches
 from engine.export.write import finish_onnx
 from engine.inference import Detector
 from utils.config import DatasetConfig
 from utils.images import list_images, read_image
 from utils.splits import resolve_split
+from utils.summary import spread_indices
 from utils.typed_data import ConfigError, load_config
 
 PICTURES = 64
@@ -32,7 +31,7 @@ PICTURES = 64
 INT8 = "_int8"
 """What the name of a pair in 8 bits ends with, before the ending of the part."""
 
-Feed = dict[str, npt.NDArray[np.float32]]
+Feed = dict[str, FloatArray]
 
 
 def calibration_pictures(source: Path, limit: int = PICTURES) -> list[Path]:
@@ -49,8 +48,7 @@ def calibration_pictures(source: Path, limit: int = PICTURES) -> list[Path]:
         raise ConfigError(f"--int8 {source}: expected a folder of pictures or a dataset's YAML")
     if not found:
         raise ConfigError(f"--int8 {source}: no pictures in it")
-    chosen = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-    return [found[index] for index in chosen]
+    return [found[index] for index in spread_indices(len(found), limit)]
 
 
 def quantise_pair(
@@ -69,49 +67,56 @@ def quantise_pair(
     """
     graphs = open_network(stem)
     assert isinstance(graphs, TwoGraphs)
-    name = stem.stem.removesuffix(STEM)
-    written = []
-    for ending, part in ((STEM, "stem"), (PATCHES, "patches")):
-        feeds = _feeds(graphs, part, reference, pictures, img_size)
-        model = _quantised(stem.with_name(f"{name}{ending}.onnx"), feeds)
-        info: ExportInfo = replace(graphs.info, part=part, fingerprint=f"{graphs.info.fingerprint}{INT8}")
-        path = stem.with_name(f"{name}{INT8}{ending}.onnx")
-        finish_onnx(model, info, path)
-        written.append(path)
-    return written[0], written[1]
+
+    def images(part: str) -> Iterator[FloatArray]:
+        """Network inputs [1, 3, H, W], picture by picture."""
+        for path in tqdm(pictures, desc=f"calibrating {part}", unit="picture", leave=False, disable=None):
+            pixels = reference.prepare(read_image(path), img_size)
+            yield np.ascontiguousarray(reference.batch_of([pixels]).numpy())
+
+    inputs: Iterator[Feed] = ({"images": one} for one in images("stem"))
+    first = _write(stem, graphs, "stem", STEM, inputs)
+    return first, _write(stem, graphs, "patches", PATCHES, _cut_out(graphs, images("patches")))
 
 
-def _feeds(
-    graphs: TwoGraphs,
-    part: str,
-    reference: Detector,
-    pictures: Sequence[Path],
-    img_size: int | tuple[int, int],
-) -> Iterator[Feed]:
-    """Inputs of one of the graphs, picture by picture; of the patches' graph only where patches are kept."""
+def _cut_out(graphs: TwoGraphs, images: Iterable[FloatArray]) -> Iterator[Feed]:
+    """Features of the patches of every image that has some, as the patches' graph takes them.
+
+    Raises:
+        ConfigError: none has.
+    """
     some = False
-    for path in tqdm(pictures, desc=f"calibrating {part}", unit="picture", leave=False, disable=None):
-        batch = reference.batch_of([reference.prepare(read_image(path), img_size)])
-        images = np.ascontiguousarray(batch.numpy())
-        if part == "stem":
-            yield {"images": images}
-            continue
-        features, logits = graphs.look(images)
+    for one in images:
+        features, logits = graphs.look(one)
         patches = graphs.choose(logits, features)
         if len(patches):
             some = True
             yield {"features": np.ascontiguousarray(cut_patches(features, patches))}
-    if part == "patches" and not some:
+    if not some:
         raise ConfigError(
             "--int8: the heatmap is empty on all calibration pictures, so nothing is known of the patches; give pictures "
             "with objects, or a lower --heatmap-thres"
         )
 
 
-def _quantised(path: Path, feeds: Iterator[Feed]) -> Any:
-    """An ONNX model (``onnx.ModelProto``) with QuantizeLinear and DequantizeLinear around its convolutions.
+def _write(stem: Path, graphs: TwoGraphs, part: str, ending: str, feeds: Iterator[Feed]) -> Path:
+    """Write one of the two graphs in 8 bits; returns its path."""
+    name = stem.stem.removesuffix(STEM)
+    model = quantised(stem.with_name(f"{name}{ending}.onnx"), feeds)
+    path = stem.with_name(f"{name}{INT8}{ending}.onnx")
+    info = replace(graphs.info, part=part, fingerprint=f"{graphs.info.fingerprint}{INT8}")
+    finish_onnx(model, info, path)
+    return path
+
+
+def quantised(path: Path, feeds: Iterator[Feed]) -> Any:
+    """An ONNX file as a model (``onnx.ModelProto``) with QuantizeLinear and DequantizeLinear around its convolutions.
 
     Weights are of 7 bits: two products of 8 bits can be more than processors without VNNI add up in 16 bits.
+
+    Args:
+        path: of the file, in 32 bits.
+        feeds: inputs by name, from which the ranges of the activations are taken.
     """
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static

@@ -228,13 +228,6 @@ def compare(
     return [way.result() for way in ways]
 
 
-def spread_indices(count: int, limit: int) -> list[int]:
-    """At most limit (0: all) of count indices, evenly spread."""
-    if not limit or limit >= count:
-        return list(range(count))
-    return [index * count // limit for index in range(limit)]
-
-
 def table(results: Sequence[WayResult]) -> str:
     """The results as a Markdown table, the first way being what the others are compared with."""
     lines = [

@@ -68,7 +68,7 @@ def test_the_pairs_are_not_mixed_up(stem: Path, folder: Path, tmp_path: Path) ->
 def test_pictures_are_spread_evenly(tmp_path: Path) -> None:
     for number in range(10):
         (tmp_path / f"{number}.jpg").write_bytes(b"")
-    assert [path.stem for path in calibration_pictures(tmp_path, 4)] == ["0", "3", "6", "9"]
+    assert [path.stem for path in calibration_pictures(tmp_path, 4)] == ["0", "2", "5", "7"]
     assert len(calibration_pictures(tmp_path)) == 10
 
 

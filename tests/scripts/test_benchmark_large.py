@@ -70,7 +70,7 @@ def test_large_pictures_end_to_end(tiny_dataset: Path, tmp_path: Path, run_comma
     )
     assert result.status == 0, result.err
     (row,) = json.loads((tmp_path / "out.json").read_text())["results"]
-    assert row["windows"] == 16 and row["peak_mib"] > 100 and row["on_seams"]["objects"] > 5
+    assert row["windows"] == 9 and row["peak_mib"] > 100 and row["on_seams"]["objects"] > 5
     assert row["elsewhere"]["found"] > 0.3 * row["elsewhere"]["objects"]
     assert "| 640² .jpg |" in result.out
     assert (tmp_path / "kept" / "large" / "large.jpg").is_file(), "the drawn picture"

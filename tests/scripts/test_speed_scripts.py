@@ -101,7 +101,7 @@ def test_other_classes_are_refused(
 
 @pytest.mark.slow
 def test_int8(tiny_dataset: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    for package in ("onnx", "onnxruntime", "onnxscript"):
+    for package in ("onnx", "onnxruntime"):
         pytest.importorskip(package)
     result = run_command(
         INT8, "--cfg", tiny_dataset.parent / "model.yaml", "--img-size", "64x96", "--rounds", 2,

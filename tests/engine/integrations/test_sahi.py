@@ -17,10 +17,11 @@ from sahi.slicing import slice_image
 
 from engine import Detector, load_model
 from engine.integrations.sahi import ESODDetectionModel
-from engine.integrations.sahi_comparison import SlicePlan, spread_indices
+from engine.integrations.sahi_comparison import SlicePlan
 from models.decode import PostprocessConfig
 from tests.conftest import ROOT, RunCommand
 from utils.decoding import read_picture
+from utils.summary import spread_indices
 
 SAMPLE = ROOT / "weights" / "sample_yolov5n.pt"
 
