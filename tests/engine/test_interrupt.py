@@ -82,7 +82,9 @@ def test_training(tiny_dataset: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     before = len(rows)
     status, printed = interrupt_when(
         ["train.py", "--resume", last, "--device", "cpu", "--workers", 0],
-        lambda: len(rows_of(run / "results.csv")) > before + 1,  # the trackers hear of a row after it is written
+        lambda: (
+            len(rows_of(run / "results.csv")) > before + 1
+        ),  # the trackers hear of a row after it is written
     )
     assert status == 130, printed
     assert f"resuming {run}" in printed
