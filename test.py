@@ -23,6 +23,7 @@ from engine.test_outputs import TestOutputs, save_curves
 from evaluate.official import OfficialSplit
 from models.decode import PostprocessConfig
 from models.esod import ESOD, ESODOutput
+from utils.checkpoint import sha256_of
 from utils.cli import model_overrides, run_main
 from utils.config import DatasetConfig
 from utils.data import Batch
@@ -194,8 +195,14 @@ def note_scores(dataset: DatasetConfig) -> None:
 
 
 def record(args: argparse.Namespace, dataset: DatasetConfig) -> dict[str, Any]:
-    """What made the numbers: options, dataset note, machine and commit."""
-    return {"options": vars(args), "dataset_note": dataset.note, "environment": environment_report()}
+    """What made the numbers: options, dataset note, weights by their content, machine and commit."""
+    weights = Path(args.weights)  # a folder, when it is that of an exported pair
+    return {
+        "options": vars(args),
+        "dataset_note": dataset.note,
+        "weights_sha256": sha256_of(weights) if weights.is_file() else None,
+        "environment": environment_report(),
+    }
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

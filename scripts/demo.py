@@ -38,7 +38,9 @@ def build_parser() -> Parser:
         prog="demo.py",
         examples=EXAMPLES,
     )
-    parser.add_argument("--weights", metavar="PT", help="checkpoint (default: the best that is shipped)")
+    parser.add_argument(
+        "--weights", metavar="PT", help="checkpoint (default: weights/sample_yolov5n.pt, for drawn pictures)"
+    )
     add_image_size_argument(parser, default=960)
     parser.add_argument(
         "--device",

@@ -6,7 +6,7 @@
 #     STEPS="speed page" bash scripts/export_results.sh
 #
 #   WEIGHTS=runs/visdrone_subset/esod/weights/best.pt      (of scripts/visdrone_subset.sh)
-#   DATA=data/visdrone_subset.yaml  PICTURES=VisDrone/VisDrone2019-DET-val/images
+#   DATA=data/visdrone_subset.yaml  PICTURES=VisDroneSubset/VisDrone2019-DET-val/images
 #   IMAGE_SIZE=640   SINGLE_SIZE=384x640   input of the tests, and of their single files: that of all images of DATA
 #   LARGE_SIZE=1536  LARGE_SINGLE=864x1536   the other input for boxes and time
 #   PATCHES=24       of single files; ALL_PATCHES=42: as many as the grid has at SINGLE_SIZE
@@ -24,7 +24,7 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 WEIGHTS="${WEIGHTS:-runs/visdrone_subset/esod/weights/best.pt}" DATA="${DATA:-data/visdrone_subset.yaml}"
-PICTURES="${PICTURES:-VisDrone/VisDrone2019-DET-val/images}"
+PICTURES="${PICTURES:-VisDroneSubset/VisDrone2019-DET-val/images}"
 IMAGE_SIZE="${IMAGE_SIZE:-640}" SINGLE_SIZE="${SINGLE_SIZE:-384x640}"
 LARGE_SIZE="${LARGE_SIZE:-1536}" LARGE_SINGLE="${LARGE_SINGLE:-864x1536}"
 PATCHES="${PATCHES:-24}" ALL_PATCHES="${ALL_PATCHES:-42}" THREADS="${THREADS:-2}"

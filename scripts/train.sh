@@ -11,7 +11,8 @@
 #   IMAGE_SIZE  longer side in pixels, or HEIGHTxWIDTH     (by dataset: visdrone 1536, uavdt 1280,
 #               tinyperson 2048, sample 960; others 1536)
 #   EPOCHS      passes over the training set                              (50)
-#   WEIGHTS     initial weights, or none for scratch                      (weights/pretrained/<MODEL>.pt)
+#   WEIGHTS     initial weights, or none for scratch                      (weights/pretrained/<MODEL>.pt;
+#               for a variant such as yolov5s-p2 also yolov5s.pt)
 #   SLICER      grid | greedy | none (the dense twin)                     (as in the model's YAML)
 #   HEAD        dense | sparse: what the checkpoint uses when it detects  (as in the model's YAML)
 #   HYP         hyper-parameters                                          (data/hyps/default.yaml)
@@ -118,10 +119,13 @@ GPUS="${GPUS:-0}"
 BATCH_SIZE="${BATCH_SIZE:-8}"
 IMAGE_SIZE="${IMAGE_SIZE:-$(default_image_size "$DATASET")}"
 EPOCHS="${EPOCHS:-50}"
-WEIGHTS="${WEIGHTS:-weights/pretrained/$MODEL.pt}"
 HYP="${HYP:-data/hyps/default.yaml}"
 
 cd "$ROOT"
+if [[ -z "${WEIGHTS:-}" ]]; then
+  WEIGHTS="weights/pretrained/$MODEL.pt" base="weights/pretrained/${MODEL%%-*}.pt"
+  if [[ ! -f "$WEIGHTS" && -f "$base" ]]; then WEIGHTS="$base"; fi
+fi
 [[ -f "data/$DATASET.yaml" ]] || fail "no dataset data/$DATASET.yaml; DATASET is one of: $(names_in data yaml)"
 [[ -f "models/cfg/$MODEL.yaml" ]] || fail "no model models/cfg/$MODEL.yaml; MODEL is one of: $(names_in models/cfg yaml)"
 [[ "$GPUS" =~ ^(cpu|[0-9]+(,[0-9]+)*)$ ]] || fail "GPUS=$GPUS is neither cpu nor GPU numbers such as 0 or 0,1,2,3"

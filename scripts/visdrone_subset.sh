@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The comparison of docs/results/visdrone_subset.md: YOLOv5s from COCO weights, fine-tuned twice with the same
-# schedule on a folder in VisDrone's layout, dense and with ESOD; both tested for accuracy and cost.
+# schedule on a part of VisDrone, dense and with ESOD; both tested for accuracy and cost.
 #
 #     bash scripts/visdrone_subset.sh                      on the CPU: 640 pixels, 8 epochs
 #     DEVICE=0 IMAGE_SIZE=1536 EPOCHS=50 bash scripts/visdrone_subset.sh
 #
-#   ROOT=VisDrone        the dataset (see scripts/data_prepare.py)
+#   SOURCE=VisDrone      VisDrone, unpacked; the images that data/subsets/visdrone names are taken from it
 #   WEIGHTS=…            initial weights (weights/pretrained/yolov5s.pt)
 #   DEVICE=cpu  IMAGE_SIZE=640  EPOCHS=8  BATCH_SIZE=4  WORKERS=2
 #   RUNS=runs/visdrone_subset
@@ -20,7 +20,7 @@ case "${1:-}" in
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-ROOT="${ROOT:-VisDrone}"
+SOURCE="${SOURCE:-VisDrone}"
 WEIGHTS="${WEIGHTS:-weights/pretrained/yolov5s.pt}"
 DEVICE="${DEVICE:-cpu}"
 IMAGE_SIZE="${IMAGE_SIZE:-640}"
@@ -72,7 +72,8 @@ if [ ! -f "$WEIGHTS" ]; then
     echo "visdrone_subset: no $WEIGHTS: python scripts/model_convert.py --weights yolov5s.pt --output $WEIGHTS" >&2
     exit 1
 fi
-run "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root "$ROOT"
+run "$PYTHON" scripts/take_subset.py --source "$SOURCE" --output VisDroneSubset
+run "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root VisDroneSubset --detect-list VisDroneSubset/split/detect.txt
 train dense --slicer none
 train esod
 evaluate dense dense

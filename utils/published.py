@@ -31,6 +31,16 @@ PUBLISHED |= {
 }
 
 
+def default_weights(model: str) -> Path:
+    """Where the initial weights of a model are looked for.
+
+    The file of its own name; where there is none, that of the model that it is a variant of (``yolov5s`` for
+    ``yolov5s-p2``), whose weights fill everything else, if that is there.
+    """
+    own, base = (PRETRAINED / f"{name}.pt" for name in (model, model.partition("-")[0]))
+    return base if base.is_file() and not own.is_file() else own
+
+
 def published_file(model: str, folder: Path) -> Path:
     """The published file of a model in a folder.
 

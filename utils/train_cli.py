@@ -19,7 +19,7 @@ from utils.cli import (
     positive_int,
     probability,
 )
-from utils.published import PRETRAINED
+from utils.published import default_weights
 from utils.trackers import NONE, TRACKERS
 from utils.typed_data import ConfigError
 
@@ -122,7 +122,7 @@ def initial_weights(weights: str | None, cfg: str | Path) -> Path | None:
     """
     if weights is not None and weights.strip().lower() in ("", "none"):
         return None
-    path = Path(weights) if weights is not None else PRETRAINED / f"{Path(cfg).stem}.pt"
+    path = Path(weights) if weights is not None else default_weights(Path(cfg).stem)
     if path.is_file():
         return path
     raise ConfigError(
@@ -140,7 +140,7 @@ def _add_what(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--weights",
         metavar="PT",
-        help="initial weights: a checkpoint, or none for scratch (default: weights/pretrained/<model>.pt)",
+        help="initial weights: a checkpoint, or none for scratch (default: weights/pretrained/<model>.pt, for a variant such as yolov5s-p2 also yolov5s.pt)",
     )
     group.add_argument(
         "--hyp",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import pickle
 from pathlib import Path
@@ -24,12 +25,15 @@ def common(tiny_dataset: Path, weights: Path, tmp_path: Path) -> list[object]:
     return ["--weights", weights, "--img-size", "160", "--device", "cpu", "--project", tmp_path]
 
 
-def test_accuracy(tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand) -> None:
+def test_accuracy(
+    tiny_dataset: Path, weights: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
     result = run_command(
         "test.py", "--data", tiny_dataset, *common, "--save-txt", "--save-conf", "--save-json", "--workers", 0
     )
     assert result.status == 0, result.err
     metrics = json.loads((tmp_path / "exp" / "metrics.json").read_text())
+    assert metrics["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     assert 0 <= metrics["detection"]["ap"] <= 1 and metrics["selector"]["occupancy"] > 0
     assert metrics["detection"]["images"] == 4
     speed = metrics["throughput"]

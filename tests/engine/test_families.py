@@ -47,10 +47,11 @@ def test_trains_resumes_tests_and_detects(
     (tmp_path / "model.yaml").write_text(yaml.safe_dump(config | TINY[name]), encoding="utf-8")
     (tmp_path / "hyp.yaml").write_text(yaml.safe_dump(HYP), encoding="utf-8")
     where = ["--device", "cpu", "--project", tmp_path]
+    quiet = "--no-report"  # takes longer than the rest; tests/scripts/test_report.py has it
     trained = run_command(
         "train.py", "--data", tiny_dataset, "--cfg", tmp_path / "model.yaml", "--hyp", tmp_path / "hyp.yaml",
         "--weights", "none", "--optimizer", "adamw", "--epochs", EPOCHS, "--batch-size", 2, "--img-size", size,
-        "--workers", 0, "--amp", "off", "--save-period", EPOCHS // 2, "--notest", *where,
+        "--workers", 0, "--amp", "off", "--save-period", EPOCHS // 2, "--notest", quiet, *where,
     )  # fmt: skip
     assert trained.status == 0, trained.err
     run = tmp_path / "exp"
@@ -70,7 +71,7 @@ def test_trains_resumes_tests_and_detects(
     for number, extra in enumerate(([], ["--slicer", "none"], ["--head", "sparse", "--slicer", "greedy"])):
         tested = run_command(
             "test.py", "--data", tiny_dataset, "--weights", weights, "--img-size", size, "--workers", 0,
-            "--name", f"test{number}", *where, *extra,
+            "--name", f"test{number}", quiet, *where, *extra,
         )  # fmt: skip
         assert tested.status == 0, tested.err
         metrics = json.loads((tmp_path / f"test{number}" / "metrics.json").read_text(encoding="utf-8"))

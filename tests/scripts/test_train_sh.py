@@ -175,6 +175,14 @@ def test_errors_say_what_to_do(variables: str, messages: list[str], repository: 
     assert all(message in err for message in messages), err
 
 
+def test_a_variant_begins_with_the_weights_of_its_model(repository: Path) -> None:
+    (repository / "models" / "cfg" / "yolov5m-p2.yaml").write_text("")
+    base, own = (f"weights/pretrained/{name}.pt" for name in ("yolov5m", "yolov5m-p2"))
+    assert option(command(repository, "MODEL=yolov5m-p2"), "--weights") == base
+    (repository / own).write_text("")
+    assert option(command(repository, "MODEL=yolov5m-p2"), "--weights") == own
+
+
 def test_files_may_be_given_relative_to_the_caller(repository: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()

@@ -170,4 +170,5 @@ def test_initial_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     pretrained.mkdir(parents=True)
     (pretrained / "yolov5m.pt").write_text("")
     assert initial_weights(None, "models/cfg/yolov5m.yaml") == Path("weights/pretrained/yolov5m.pt")
+    assert initial_weights(None, "models/cfg/yolov5m-p2.yaml") == Path("weights/pretrained/yolov5m.pt")
     assert initial_weights(str(pretrained / "yolov5m.pt"), "x.yaml") == pretrained / "yolov5m.pt"
