@@ -95,7 +95,7 @@ def run_accuracy(
     images = resolve_split(dataset, args.data, args.task)
     official = None
     if args.official:
-        official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images)
+        official = OfficialSplit.of_images(dataset.official, dataset_root(dataset, args.data), images, names)
     folder = new_folder(args, dist.is_main)
     outputs = TestOutputs(
         folder, names, images, save_txt=args.save_txt or args.official, save_conf=args.save_conf or args.official,
@@ -131,9 +131,11 @@ def run_accuracy(
         write_json(folder / "analysis.json", {**causes.to_dict(), **record(args, dataset)})
     log.info(f"{result.throughput.line()} (scores included; charts took another {charts_s:.1f} s)")
     note_scores(dataset)
+    write_json(folder / "metrics.json", {**result.to_dict(), **record(args, dataset)})
     if official is not None:
         run_official(official, folder)
-    finish(folder, "metrics", result.to_dict(), args, dataset)
+    if not args.no_report:
+        report_finished_run(folder)
     return folder
 
 
@@ -165,17 +167,10 @@ def run_measure(args: argparse.Namespace, dataset: DatasetConfig, detector: Dete
     get_logger().info(result.table())
     folder = new_folder(args)
     result.plot(folder / f"{args.task}.png")
-    finish(folder, args.task, result.to_dict(), args, dataset)
-    return folder
-
-
-def finish(
-    folder: Path, name: str, content: dict[str, Any], args: argparse.Namespace, dataset: DatasetConfig
-) -> None:
-    """Write what was measured, and the report."""
-    write_json(folder / f"{name}.json", {**content, **record(args, dataset)})
+    write_json(folder / f"{args.task}.json", {**result.to_dict(), **record(args, dataset)})
     if not args.no_report:
         report_finished_run(folder)
+    return folder
 
 
 def check_classes(detector: Detector, dataset: DatasetConfig, single_class: bool) -> None:

@@ -5,17 +5,25 @@ What the files look like is in official_layout.py, what is computed in visdrone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from evaluate.arrays import EvaluationError
-from evaluate.official_layout import read_results, write_tinyperson, write_uavdt, write_visdrone
+from evaluate.official_layout import (
+    original_image,
+    read_results,
+    tinyperson_ids,
+    write_tinyperson,
+    write_uavdt,
+    write_visdrone,
+)
 from evaluate.tinyperson import evaluate_tinyperson
 from evaluate.tinyperson_io import read_tinyperson
 from evaluate.uavdt import evaluate_uavdt
-from evaluate.uavdt_io import NUM_FRAMES, read_uavdt
+from evaluate.uavdt_io import NUM_FRAMES, in_official_order, read_uavdt
 from evaluate.visdrone import evaluate_visdrone
 from evaluate.visdrone_io import ImageSizes, read_visdrone
 from utils.datasets.tinyperson import ANNOTATIONS
@@ -53,13 +61,26 @@ class OfficialSplit:
     images: Sequence[Path]
 
     @classmethod
-    def of_images(cls, dataset: str, root: Path, images: Sequence[Path]) -> OfficialSplit:
+    def of_images(
+        cls, dataset: str, root: Path, images: Sequence[Path], names: Sequence[str] = CLASS_NAMES
+    ) -> OfficialSplit:
         """The split that images of a dataset belong to, by the folder they lie in; checked.
 
-        Raises EvaluationError as `check`, or when VisDrone's images come from several of its parts.
+        Args:
+            dataset: one of `DATASETS`.
+            root: of the dataset.
+            images: of the split.
+            names: of the classes that a detector tells apart; VisDrone's protocol is about its ten, in their order.
+
+        Raises EvaluationError as `check`, for other classes, or when VisDrone's images come from several of its parts.
         """
         name = DEFAULT_SPLIT.get(dataset, "test")
         if dataset == "VisDrone":
+            if [text.lower() for text in names] != list(CLASS_NAMES):
+                raise EvaluationError(
+                    f"the official protocol of VisDrone scores its ten classes, {', '.join(CLASS_NAMES)}, in this order; "
+                    f"here they are {', '.join(names)}: leave out --official, or --single-cls"
+                )
             folders = {image.parent.parent.name for image in images}
             if len(folders) != 1:
                 raise EvaluationError(
@@ -74,7 +95,8 @@ class OfficialSplit:
     def check(self) -> None:
         """Refuse early what cannot be evaluated in the end.
 
-        Raises EvaluationError when the dataset or the split has no official ground truth, or it is not there.
+        Raises EvaluationError when the dataset or the split has no official ground truth, it is not there, or the images
+        are not those that it is about.
         """
         if self.dataset not in DATASETS:
             raise EvaluationError(
@@ -86,6 +108,12 @@ class OfficialSplit:
             raise EvaluationError(
                 f"{truth}: the official ground truth of {self.dataset} {self.split} is not there"
             )
+        if self.dataset == "VisDrone":
+            self._check_images(truth)
+        elif self.dataset == "UAVDT":
+            self._check_frames()
+        else:
+            tinyperson_ids([original_image(image) for image in self.images], truth)
 
     def convert(self, labels: Path, output: Path, name: str = "ESOD") -> Path:
         """Write label files in the layout that the official toolkit reads; returns its folder or file.
@@ -118,9 +146,38 @@ class OfficialSplit:
 
     def notes(self) -> list[str]:
         """What keeps the numbers from being comparable with published ones."""
+        notes = []
         if self.dataset == "UAVDT" and self._frames() != NUM_FRAMES:
-            return ["not the whole official test set: these numbers are not comparable with published ones"]
-        return []
+            notes.append(
+                "not the whole official test set: these numbers are not comparable with published ones"
+            )
+        if self.dataset == "UAVDT" and any(original_image(image) != image for image in self.images):
+            notes.append(
+                "ignored regions were greyed in the images, with the objects in them, which the official protocol counts: "
+                "for numbers to publish prepare the dataset with --no-mask-ignored"
+            )
+        return notes
+
+    def _check_images(self, truth: Path) -> None:
+        """VisDrone: every annotation file is of an image, and every image has one."""
+        listed = {original_image(image).stem for image in self.images}
+        annotated = {path.stem for path in truth.glob("*.txt")}
+        if different := sorted(listed ^ annotated):
+            raise EvaluationError(
+                f"{truth}: the official protocol scores all images that are annotated here, {len(annotated)}; "
+                f"{len(annotated - listed)} of them are not in the list, and {len(listed - annotated)} of the list are not here, "
+                f"among them {', '.join(different[:3])}"
+            )
+
+    def _check_frames(self) -> None:
+        """UAVDT: test sequences only, and all frames of each."""
+        listed = Counter(image.parent.name for image in self.images)
+        for name, last in in_official_order(self._frames()).items():
+            if listed[name] < last:
+                raise EvaluationError(
+                    f"{name}: the official protocol scores every frame; {listed[name]} of {last} are in the list. Use a "
+                    "list of all frames, such as split/test.txt"
+                )
 
     def _ground_truth(self) -> Path:
         if self.dataset == "VisDrone":

@@ -7,6 +7,7 @@ tinyperson.py beside this file.
 
 from __future__ import annotations
 
+import glob
 import json
 import math
 from collections import defaultdict
@@ -82,7 +83,7 @@ def original_image(image: Path) -> Path:
     stem = image.stem.removesuffix(MASKED_SUFFIX)
     if stem == image.stem:
         return image
-    originals = [path for path in sorted(image.parent.glob(f"{stem}.*")) if path.stem == stem]
+    originals = [path for path in sorted(image.parent.glob(f"{glob.escape(stem)}.*")) if path.stem == stem]
     return originals[0] if originals else image
 
 
@@ -181,16 +182,14 @@ def write_tinyperson(results: Sequence[ImageResult], path: Path, annotations: Pa
     Raises EvaluationError when an image is not in the annotation file.
     """
     content = json.loads(annotations.read_text(encoding="utf-8"))
-    ids = {Path(image["file_name"]).name: image["id"] for image in content["images"]}
+    ids = tinyperson_ids([result.image for result in results], annotations)
     category = content["categories"][0]["id"]
     entries = []
     for result in results:
-        if result.image.name not in ids:
-            raise EvaluationError(f"{result.image}: not an image of {annotations}")
         for box, score in zip(result.xywh.tolist(), result.score.tolist(), strict=True):
             entries.append(
                 {
-                    "image_id": ids[result.image.name],
+                    "image_id": ids[result.image],
                     "category_id": category,
                     "bbox": [round(value, _DECIMALS) for value in box],
                     "score": round(score, 6),
@@ -198,6 +197,34 @@ def write_tinyperson(results: Sequence[ImageResult], path: Path, annotations: Pa
             )
     _write(path, json.dumps(entries))
     return path
+
+
+def tinyperson_ids(images: Sequence[Path], annotations: Path) -> dict[Path, int]:
+    """The ids that an annotation file gives to images.
+
+    Two images of one name in different folders are told apart by these (``labeled_images/a.jpg``); a file that names
+    images without folder is understood where the name alone is enough.
+
+    Raises EvaluationError for an image that the file does not have, or has several of by that name.
+    """
+    by_name: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for entry in json.loads(annotations.read_text(encoding="utf-8"))["images"]:
+        listed = Path(entry["file_name"])
+        by_name[listed.name][listed.parent.name] = entry["id"]
+    ids = {}
+    for image in images:
+        folders = by_name.get(image.name, {})
+        if image.parent.name in folders:
+            ids[image] = folders[image.parent.name]
+        elif len(folders) == 1:
+            ids[image] = next(iter(folders.values()))
+        elif folders:
+            raise EvaluationError(
+                f"{image}: {annotations} has {len(folders)} images of that name, in other folders"
+            )
+        else:
+            raise EvaluationError(f"{image}: not an image of {annotations}")
+    return ids
 
 
 def _box_texts(result: ImageResult) -> list[str]:

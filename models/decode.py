@@ -48,6 +48,7 @@ class PostprocessConfig:
     agnostic: bool = False
     classes: tuple[int, ...] | None = None
     nms: Suppression = "hard"
+    max_candidates: int = 5000
 
 
 def decode_level(number: int, level: LevelOutput, coder: BoxCoder, patches: Patches) -> DecodedBoxes:
@@ -165,9 +166,16 @@ def suppress_boxes(xyxy: Tensor, scores: Tensor, config: PostprocessConfig) -> t
     if config.nms == "hard":
         return non_max_suppression(
             xyxy, scores, conf_thres=conf_thres, iou_thres=config.iou_thres, max_det=config.max_det,
-            multi_label=multi_label, agnostic=agnostic, classes=classes,
+            max_candidates=config.max_candidates, multi_label=multi_label, agnostic=agnostic, classes=classes,
         )  # fmt: skip
-    ranked = ranked_candidates(xyxy, scores, conf_thres=conf_thres, multi_label=multi_label, classes=classes)
+    ranked = ranked_candidates(
+        xyxy,
+        scores,
+        conf_thres=conf_thres,
+        max_candidates=config.max_candidates,
+        multi_label=multi_label,
+        classes=classes,
+    )
     if config.nms == "soft":
         return soft_suppression(*ranked, conf_thres=conf_thres, max_det=config.max_det, agnostic=agnostic)
     return weighted_fusion(*ranked, iou_thres=config.iou_thres, max_det=config.max_det, agnostic=agnostic)

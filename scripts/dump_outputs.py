@@ -2,7 +2,8 @@
 
     python scripts/dump_outputs.py --weights W.pt --image F.png --head sparse --slicer grid --output OUT.npz
 
-The image is read as RGB in 0–1 without resizing; everything is computed in fp32 without folding BatchNorm.
+The image is read as RGB in 0–1 without resizing; everything is computed in fp32 without folding BatchNorm, and all
+boxes above the threshold take part in the suppression.
 Arrays of the output:
 
   heatmap_logits  [1, 1, H/8, W/8] (absent for a model without heatmap head)
@@ -39,7 +40,7 @@ def main() -> None:
     model = model_from_weights(replace(source, config=config), args.weights)
     image = read_image(Path(args.image))
     batch = torch.from_numpy(image).permute(2, 0, 1).unsqueeze(0).float() / 255
-    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det)
+    post = PostprocessConfig(args.conf_thres, args.iou_thres, args.max_det, max_candidates=sys.maxsize)
     with torch.inference_mode():
         output = model(batch)
         boxes, score, label = suppress_px(decode(output, model.head.coder), 0, post)

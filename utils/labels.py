@@ -31,10 +31,12 @@ from utils.typed_data import ConfigError
 LabelArray = npt.NDArray[np.float32]
 """[N, 5]: class, cx, cy, w, h; the box as shares of the image (``_norm``)."""
 
-PARSER_VERSION = 1
+PARSER_VERSION = 2
 """Part of the cache's key: raise it whenever the same files would be read differently."""
 NORM_TOLERANCE = 1e-3
 """Coordinates may leave 0–1 by this much (rounding by other tools) before a row is refused."""
+LEAST_SIDE = 1e-7
+"""Sides below it, as shares of the image, are none: a hundredth of a pixel in the largest picture is more."""
 MAX_CLASSES = 1_000_000
 """Where the number of classes is not known; float32 still tells all of these apart."""
 PROBLEMS_SHOWN = 20
@@ -178,7 +180,14 @@ def _parse_row(columns: list[str], num_classes: int | None) -> tuple[float, ...]
         return f"no area: width {width:g}, height {height:g}"
     if max(row[1:]) > 1 + NORM_TOLERANCE or min(cx, cy) < -NORM_TOLERANCE:
         return f"not normalised: {cx:g} {cy:g} {width:g} {height:g}, expected shares of the image, 0 to 1"
+    if min(_inside(cx, width), _inside(cy, height)) < LEAST_SIDE:
+        return f"no area inside the image: {cx:g} {cy:g} {width:g} {height:g}"
     return row
+
+
+def _inside(centre: float, side: float) -> float:
+    """What the image leaves of a side, as a share of the image; negative beyond its border."""
+    return min(centre + side / 2, 1.0) - max(centre - side / 2, 0.0)
 
 
 def _clip(rows: npt.NDArray[np.float64]) -> tuple[LabelArray, int]:

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import cv2
@@ -236,6 +237,22 @@ def test_official_protocol(
     assert 0 <= json.loads((tmp_path / "exp" / "official.json").read_text())["metrics"]["AP"] <= 100
     (converted,) = (tmp_path / "exp" / "official").iterdir()
     assert len(list(converted.iterdir())) == 4
+
+
+def test_scores_are_kept_when_the_official_protocol_cannot_be_run(
+    tiny_dataset: Path, tmp_path: Path, common: list[object], run_command: RunCommand
+) -> None:
+    """An image that cannot be read has no results, which that protocol demands of every image."""
+    root = shutil.copytree(tiny_dataset.parent, tmp_path / "copy")
+    data = root / "data.yaml"
+    data.write_text(yaml.safe_dump(yaml.safe_load(data.read_text()) | {"path": str(root)}))
+    min((root / "VisDrone2019-DET-val" / "images").glob("*.jpg")).write_bytes(b"no picture")
+    result = run_command("test.py", "--data", data, *common, "--workers", 0, "--official")
+    assert result.status == 1 and "no results for 1 of 4 images" in result.err, result.err
+    assert json.loads((tmp_path / "exp" / "metrics.json").read_text())["detection"]["images"] == 3
+    result = run_command("test.py", "--data", data, *common, "--workers", 0, "--official", "--single-cls")
+    assert result.status == 1 and "leave out --official, or --single-cls" in result.err, result.err
+    assert not (tmp_path / "exp2").exists()
 
 
 @pytest.mark.parametrize("extra", [[], ["--head", "sparse", "--slicer", "greedy"], ["--slicer", "none"]])

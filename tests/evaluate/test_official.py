@@ -11,10 +11,11 @@ import pytest
 
 from evaluate.arrays import EvaluationError
 from evaluate.official import OfficialSplit
-from evaluate.official_layout import original_image, read_results
+from evaluate.official_layout import original_image, read_results, tinyperson_ids
 from scripts.data_convert import main
 from utils.datasets.tinyperson import ANNOTATIONS
 from utils.datasets.uavdt import FRAMES, TRUTH
+from utils.datasets.visdrone import CLASS_NAMES
 
 HW = (100, 200)
 BOX = (40.0, 20.0, 20.0, 30.0)
@@ -138,10 +139,63 @@ def test_missing_results_and_ground_truth(visdrone: Path, tmp_path: Path) -> Non
 
 
 def test_the_split_of_images_is_known_by_their_folder(visdrone: Path) -> None:
-    images = [visdrone / "VisDrone2019-DET-test-dev" / "images" / "a.jpg"]
+    images = [visdrone / "VisDrone2019-DET-test-dev" / "images" / name for name in ("a.jpg", "b_masked.jpg")]
     assert OfficialSplit.of_images("VisDrone", visdrone, images).split == "test-dev"
     with pytest.raises(EvaluationError, match="several parts of VisDrone"):
         OfficialSplit.of_images("VisDrone", visdrone, [*images, visdrone / "x" / "images" / "a.jpg"])
+
+
+def test_what_cannot_be_scored_is_refused_before_anything_is_computed(visdrone: Path, tmp_path: Path) -> None:
+    folder = visdrone / "VisDrone2019-DET-test-dev" / "images"
+    images = [folder / "a.jpg", folder / "b.jpg"]
+    for names in (["object"], ["people", "pedestrian", *CLASS_NAMES[2:]], CLASS_NAMES[:9]):
+        with pytest.raises(EvaluationError, match="scores its ten classes, pedestrian, people"):
+            OfficialSplit.of_images("VisDrone", visdrone, images, names)
+    OfficialSplit.of_images("VisDrone", visdrone, images, [name.title() for name in CLASS_NAMES])
+    with pytest.raises(
+        EvaluationError, match="annotated here, 2; 1 of them are not in the list, and 0 .*among them b"
+    ):
+        OfficialSplit.of_images("VisDrone", visdrone, images[:1])
+    with pytest.raises(
+        EvaluationError, match="0 of them are not in the list, and 1 of the list .*among them c"
+    ):
+        OfficialSplit.of_images("VisDrone", visdrone, [*images, folder / "c.jpg"])
+
+
+def test_uavdt_needs_all_frames_of_test_sequences(tmp_path: Path) -> None:
+    (tmp_path / TRUTH).mkdir(parents=True)
+
+    def frames(sequence: str, numbers: tuple[int, ...]) -> list[Path]:
+        return [tmp_path / FRAMES / sequence / f"img{number:06d}.jpg" for number in numbers]
+
+    with pytest.raises(EvaluationError, match="M0101: expected some of the test sequences"):
+        OfficialSplit.of_images("UAVDT", tmp_path, frames("M0101", (1, 2)))
+    with pytest.raises(
+        EvaluationError, match="M0203: the official protocol scores every frame; 3 of 21 are in the list"
+    ):
+        OfficialSplit.of_images("UAVDT", tmp_path, frames("M0203", (1, 11, 21)))
+    whole = frames("M0203", (1, 2, 3))
+    (note,) = OfficialSplit.of_images("UAVDT", tmp_path, whole).notes()
+    assert "not the whole official test set" in note
+    picture(whole[0])
+    copy = picture(whole[0].with_stem("img000001_masked"))
+    assert "were greyed" in OfficialSplit.of_images("UAVDT", tmp_path, [copy, *whole[1:]]).notes()[1]
+
+
+def test_tinyperson_images_of_one_name(tmp_path: Path) -> None:
+    def annotations(*names: str) -> Path:
+        images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+        return write(tmp_path / ANNOTATIONS["test"], json.dumps({"images": images}))
+
+    images = [tmp_path / "test" / folder / "a.jpg" for folder in ("labeled_images", "pure_bg_images")]
+    both = annotations("labeled_images/a.jpg", "pure_bg_images/a.jpg")
+    assert tinyperson_ids(images[::-1], both) == {images[0]: 0, images[1]: 1}
+    assert tinyperson_ids(images[:1], annotations("a.jpg")) == {images[0]: 0}
+    both = annotations("x/a.jpg", "y/a.jpg")
+    with pytest.raises(EvaluationError, match="has 2 images of that name"):
+        tinyperson_ids(images[:1], both)
+    with pytest.raises(EvaluationError, match="b.jpg: not an image of"):
+        OfficialSplit.of_images("TinyPerson", tmp_path, [tmp_path / "train" / "b.jpg"])
 
 
 def test_copies_stand_for_their_originals(visdrone: Path, tmp_path: Path) -> None:
@@ -149,6 +203,8 @@ def test_copies_stand_for_their_originals(visdrone: Path, tmp_path: Path) -> Non
     assert original_image(folder / "b_masked.jpg") == folder / "b.jpg"
     alone = picture(tmp_path / "c_masked.jpg")
     assert original_image(alone) == alone
+    bracket = picture(tmp_path / "x[1].jpg")
+    assert original_image(picture(tmp_path / "x[1]_masked.jpg")) == bracket
     found = read_results(tmp_path / "labels", [folder / "a.jpg", folder / "b_masked.jpg"])
     assert [result.image.name for result in found] == ["a.jpg", "b.jpg"]
     np.testing.assert_allclose(found[1].xywh, [BOX])

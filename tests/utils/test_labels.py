@@ -62,6 +62,11 @@ def load(images: list[Path], num_classes: int | None = 10) -> LabelSet:
         ("0 320 240 50 60", "not normalised: 320 240 50 60"),
         ("0 -0.2 0.5 0.1 0.1", "not normalised"),
         ("0 0.5 1.2 0.1 0.1", "not normalised"),
+        ("0 1.0005 0.5 0.0005 0.1", "no area inside the image: 1.0005 0.5 0.0005 0.1"),
+        ("0 1.0005 0.5 0.001 0.1", "no area inside the image"),
+        ("0 -0.0005 0.5 0.0005 0.1", "no area inside the image"),
+        ("0 0.5 1.001 0.1 0.001", "no area inside the image"),
+        ("0 0.5 0.5 0.1 1e-12", "no area inside the image"),
     ],
 )
 def test_bad_lines_are_named_and_the_good_one_stays(line: str, reason: str) -> None:
