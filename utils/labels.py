@@ -31,8 +31,7 @@ from utils.typed_data import ConfigError
 LabelArray = npt.NDArray[np.float32]
 """[N, 5]: class, cx, cy, w, h; the box as shares of the image (``_norm``)."""
 
-PARSER_VERSION = 2
-"""Part of the cache's key: raise it whenever the same files would be read differently."""
+PARSER_VERSION = 2  # part of the cache's key: raise it whenever the same files would be read differently
 NORM_TOLERANCE = 1e-3
 """Coordinates may leave 0–1 by this much (rounding by other tools) before a row is refused."""
 LEAST_SIDE = 1e-7
@@ -180,14 +179,12 @@ def _parse_row(columns: list[str], num_classes: int | None) -> tuple[float, ...]
         return f"no area: width {width:g}, height {height:g}"
     if max(row[1:]) > 1 + NORM_TOLERANCE or min(cx, cy) < -NORM_TOLERANCE:
         return f"not normalised: {cx:g} {cy:g} {width:g} {height:g}, expected shares of the image, 0 to 1"
-    if min(_inside(cx, width), _inside(cy, height)) < LEAST_SIDE:
+    if (
+        min(min(c + side / 2, 1) - max(c - side / 2, 0) for c, side in ((cx, width), (cy, height)))
+        < LEAST_SIDE
+    ):
         return f"no area inside the image: {cx:g} {cy:g} {width:g} {height:g}"
     return row
-
-
-def _inside(centre: float, side: float) -> float:
-    """What the image leaves of a side, as a share of the image; negative beyond its border."""
-    return min(centre + side / 2, 1.0) - max(centre - side / 2, 0.0)
 
 
 def _clip(rows: npt.NDArray[np.float64]) -> tuple[LabelArray, int]:
@@ -198,9 +195,6 @@ def _clip(rows: npt.NDArray[np.float64]) -> tuple[LabelArray, int]:
     inside = np.concatenate([rows[:, :1], (low + high) / 2, high - low], axis=1)
     exact = (lost <= 1e-12)[:, None]
     return np.where(exact, rows, inside).astype(np.float32), int((lost > NORM_TOLERANCE).sum())
-
-
-# ---------------------------------------------------------------------------------------- whole split
 
 
 @dataclass
