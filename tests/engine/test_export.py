@@ -211,7 +211,7 @@ def test_speed_can_be_measured_and_operations_cannot(
     assert result.status == 1 and "--task speed" in result.err
     result = run_command(*line, "--task", "speed")
     assert result.status == 0, result.err
-    speed = json.loads((tmp_path / "exp2" / "speed.json").read_text())
+    speed = json.loads((tmp_path / "exp" / "speed.json").read_text())
     assert speed["fps"] > 0 and speed["parameters"] > 1000
 
 
