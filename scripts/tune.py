@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,6 +176,10 @@ def open_study(folder: Path, seed: int, startup: int, warmup: int) -> optuna.Stu
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    # Heartbeats are called experimental and their callback is being renamed: nothing that who searches can act on.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    renamed = "RetryFailedTrialCallback|`failed_trial_callback`"
+    warnings.filterwarnings("ignore", message=renamed, category=FutureWarning)
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{folder.resolve() / 'study.db'}",
         heartbeat_interval=HEARTBEAT_S,
