@@ -48,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = args.output / f"VisDrone2019-DET-{split}"
         made = sum(link(pairs[name], folder) for name in names[split])
         print(f"{folder}: {len(names[split])} images, {made} of them new")
-    print(f"next: python scripts/data_prepare.py --dataset VisDrone --root {args.output}")
+    print(
+        f"next: python scripts/data_prepare.py --dataset VisDrone --root {args.output} "
+        f"--detect-list {args.output / 'split' / 'detect.txt'}"
+    )
 
 
 def build_parser() -> Parser:
