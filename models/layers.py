@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from models.convolution import convolve
+
 
 def scale_channels(channels: int, width: float, multiple: int = 8) -> int:
     """Channels × width multiple, rounded up to a multiple of 8 or another number."""
@@ -57,7 +59,7 @@ class Conv(Fusable):
         self.act = activation(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.act(self.bn(self.conv(x)))  # type: ignore[no-any-return]
+        return self.act(self.bn(convolve(self.conv, x)))  # type: ignore[no-any-return]
 
     def forward_rows(self, rows: Tensor) -> Tensor:
         """The same layer on gathered neighbourhoods: [M, kernel, kernel, in] → [M, out]."""

@@ -43,7 +43,7 @@ def main() -> None:
     rows = [read_row(args.runs, row, trained) for row, trained in zip(args.rows, args.trained, strict=True)]
     save(args.output.with_suffix(".json"), json.dumps(rows, indent=1))
     curves = copy_curves(args.runs, sorted(set(args.trained)), args.output)
-    save(args.output.with_suffix(".md"), page(args.output.name, rows, curves))
+    save(args.output.with_suffix(".md"), page(args.output.name, args.made_by, rows, curves))
     print(table(rows))
 
 
@@ -89,7 +89,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def page(name: str, rows: list[dict[str, Any]], curves: list[Path]) -> str:
+def page(name: str, made_by: str, rows: list[dict[str, Any]], curves: list[Path]) -> str:
     """The whole page."""
     first = rows[0]
     environment, training = first["metrics"]["environment"], first["training"]["train"]
@@ -102,17 +102,25 @@ def page(name: str, rows: list[dict[str, Any]], curves: list[Path]) -> str:
         "",
         table(rows),
         "",
-        f"Input {training['img_size']} pixels, {training['epochs']} epochs, batch {training['batch_size']}, trained at "
+        f"Input {training['img_size']} pixels{other_sizes(rows)}, {training['epochs']} epochs, batch {training['batch_size']}, trained at "
         f"commit {', '.join(commits)}; tested at {environment.get('git_commit')} on {first['measure']['device']}, torch "
         f"{environment.get('torch')}. GFLOPs: 2 per multiply-accumulate, mean over the images, counted on what really "
         "ran. FPS: batch 1, letterboxed image in memory to detections; timings on shared machines are noisy, compare ratios "
         "only. All numbers, options and versions: the JSON file beside this page.",
         "",
-        f"Made by `bash scripts/{name}.sh`.",
+        f"Made by `{made_by}`.",
         "",
         *(f"![training curves of {path.stem}]({path.name})" for path in curves),
     ]
     return "\n".join(lines) + "\n"
+
+
+def other_sizes(rows: list[dict[str, Any]]) -> str:
+    """Which rows were tested at another size than they were trained at."""
+    size = rows[0]["training"]["train"]["img_size"]
+    others = [(row["name"], row["metrics"]["options"]["img_size"]) for row in rows]
+    named = [f"{name} tested at {other}" for name, other in others if other != size]
+    return f" ({', '.join(named)})" if named else ""
 
 
 def copy_curves(runs: Path, trainings: list[str], output: Path) -> list[Path]:
@@ -150,6 +158,12 @@ def build_parser() -> Parser:
     parser.add_argument("--rows", nargs="+", required=True, metavar="NAME", help="tested: folders test-NAME")
     parser.add_argument(
         "--trained", nargs="+", required=True, metavar="NAME", help="training of each row, in order"
+    )
+    parser.add_argument(
+        "--made-by",
+        default="scripts/result_table.py",
+        metavar="COMMAND",
+        help="that repeats all of it, for the page",
     )
     return parser
 

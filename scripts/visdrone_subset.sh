@@ -1,14 +1,17 @@
 #!/usr/bin/env bash
-# The comparison of docs/results/visdrone_subset.md: YOLOv5s from COCO weights, fine-tuned twice with the same
+# The comparison of docs/results/visdrone_subset*.md: a detector from COCO weights, fine-tuned twice with the same
 # schedule on a part of VisDrone, dense and with ESOD; both tested for accuracy and cost.
 #
-#     bash scripts/visdrone_subset.sh                      on the CPU: 640 pixels, 8 epochs
+#     bash scripts/visdrone_subset.sh                      YOLOv5s on the CPU: 640 pixels, 8 epochs
+#     MODEL=yolov8s bash scripts/visdrone_subset.sh
 #     DEVICE=0 IMAGE_SIZE=1536 EPOCHS=50 bash scripts/visdrone_subset.sh
 #
 #   SOURCE=VisDrone      VisDrone, unpacked; the images that data/subsets/visdrone names are taken from it
-#   WEIGHTS=…            initial weights (weights/pretrained/yolov5s.pt)
+#   MODEL=yolov5s        of models/cfg
+#   WEIGHTS=…            initial weights (weights/pretrained/MODEL.pt)
 #   DEVICE=cpu  IMAGE_SIZE=640  EPOCHS=8  BATCH_SIZE=4  WORKERS=2
-#   RUNS=runs/visdrone_subset
+#   RESULT=…             name of the report (visdrone_subset, of other models visdrone_subset_MODEL)
+#   RUNS=runs/RESULT
 #
 # May be stopped and started again: a finished training is kept, an interrupted one is resumed.
 set -euo pipefail
@@ -21,13 +24,16 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 SOURCE="${SOURCE:-VisDrone}"
-WEIGHTS="${WEIGHTS:-weights/pretrained/yolov5s.pt}"
+MODEL="${MODEL:-yolov5s}"
+WEIGHTS="${WEIGHTS:-weights/pretrained/$MODEL.pt}"
 DEVICE="${DEVICE:-cpu}"
 IMAGE_SIZE="${IMAGE_SIZE:-640}"
 EPOCHS="${EPOCHS:-8}"
 BATCH_SIZE="${BATCH_SIZE:-4}"
 WORKERS="${WORKERS:-2}"
-RUNS="${RUNS:-runs/visdrone_subset}"
+case "$MODEL" in yolov5s) name=visdrone_subset ;; *) name="visdrone_subset_$MODEL" ;; esac
+RESULT="${RESULT:-$name}"
+RUNS="${RUNS:-runs/$RESULT}"
 PYTHON="${PYTHON:-$(bash scripts/setup_env.sh)}"
 export PYTHONUNBUFFERED=1 MPLBACKEND=Agg
 
@@ -50,7 +56,7 @@ train() {
     if [ -f "$last" ]; then
         run "$PYTHON" train.py --resume "$last" --device "$DEVICE" --workers "$WORKERS"
     else
-        run "$PYTHON" train.py --data data/visdrone_subset.yaml --cfg models/cfg/yolov5s.yaml --weights "$WEIGHTS" \
+        run "$PYTHON" train.py --data data/visdrone_subset.yaml --cfg "models/cfg/$MODEL.yaml" --weights "$WEIGHTS" \
             --hyp data/hyps/finetune.yaml --optimizer adamw --img-size "$IMAGE_SIZE" --rect --epochs "$EPOCHS" \
             --batch-size "$BATCH_SIZE" --workers "$WORKERS" --device "$DEVICE" --notest \
             --project "$RUNS" --name "$name" --exist-ok "$@"
@@ -69,7 +75,7 @@ evaluate() {
 }
 
 if [ ! -f "$WEIGHTS" ]; then
-    echo "visdrone_subset: no $WEIGHTS: python scripts/model_convert.py --weights yolov5s.pt --output $WEIGHTS" >&2
+    echo "visdrone_subset: no $WEIGHTS: python scripts/model_convert.py --weights $MODEL.pt --output $WEIGHTS" >&2
     exit 1
 fi
 run "$PYTHON" scripts/take_subset.py --source "$SOURCE" --output VisDroneSubset
@@ -80,5 +86,7 @@ evaluate dense dense
 evaluate esod-grid esod
 evaluate esod-greedy esod --slicer greedy
 evaluate esod-sparse-head esod --head sparse
-run "$PYTHON" scripts/result_table.py --runs "$RUNS" --output docs/results/visdrone_subset \
-    --rows dense esod-grid esod-greedy esod-sparse-head --trained dense esod esod esod
+evaluate esod-larger-input esod --img-size "$((IMAGE_SIZE * 5 / 4))"
+run "$PYTHON" scripts/result_table.py --runs "$RUNS" --output "docs/results/$RESULT" \
+    --made-by "MODEL=$MODEL IMAGE_SIZE=$IMAGE_SIZE EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE bash scripts/visdrone_subset.sh" \
+    --rows dense esod-grid esod-greedy esod-sparse-head esod-larger-input --trained dense esod esod esod esod

@@ -1,4 +1,4 @@
-"""scripts/latency_knob.py, compare_modes.py and int8_speed.py end to end on a tiny model, and their errors."""
+"""scripts/latency_knob.py, compare_modes.py, int8_speed.py and gradient_speed.py end to end on a tiny model, and their errors."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from utils.config import DatasetConfig, ModelConfig
 from utils.typed_data import config_to_dict, load_config
 
 KNOB, MODES, INT8 = "scripts/latency_knob.py", "scripts/compare_modes.py", "scripts/int8_speed.py"
+GRADIENTS = "scripts/gradient_speed.py"
 
 
 @pytest.fixture(scope="module")
@@ -120,3 +121,29 @@ def test_attention_is_not_exported(run_command: RunCommand) -> None:
     pytest.importorskip("onnxruntime")
     result = run_command(INT8, "--cfg", ROOT / "models/cfg/gpvit_l1.yaml")
     assert result.status == 1 and "give a convolutional model" in result.err
+
+
+def test_gradients_both_ways(tmp_path: Path, run_command: RunCommand) -> None:
+    cfg, output = ROOT / "models/cfg/yolov5n.yaml", tmp_path / "gradients.json"
+    result = run_command(
+        GRADIENTS, "--cfg", cfg, "--img-size", "512x256", "--rounds", 2, "--threads", 1, "--json", output
+    )
+    assert result.status == 0, result.err
+    content = json.loads(output.read_text())
+    details = [layers["detail"] for layers in content["layers"]]
+    assert any("13×13 depth-wise" in detail for detail in details) and any(
+        " 3×3," in detail for detail in details
+    )
+    assert [(part["name"], part["detail"]) for part in content["parts"]] == [
+        (way, detail) for detail in details for way in ("PyTorch", "ours")
+    ]
+    assert all(len(part["ms"]) == 2 and min(part["ms"]) > 0 for part in content["parts"])
+    assert result.out.splitlines()[-1].startswith("all") and "times as fast" in result.out
+
+
+def test_no_gradients_to_compare(tmp_path: Path, run_command: RunCommand) -> None:
+    cfg = tmp_path / "dense.yaml"
+    cfg.write_text("{depth: 0.33, width: 0.25, seeker: {kind: none}, slicer: {algorithm: none}}")
+    result = run_command(GRADIENTS, "--cfg", cfg, "--img-size", 64, "--rounds", 1, "--threads", 1)
+    assert result.status == 0, result.err
+    assert "used everywhere" in result.out
