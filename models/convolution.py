@@ -1,9 +1,9 @@
 """Convolutions of training on a CPU, where the weight's gradient is computed in a better way than PyTorch's.
 
-Images and features are stored channels last, which is fastest forward and for the gradient of the input. For the gradient
-of the weight it is the slowest there is on large maps: at 1024 pixels five times slower than from contiguous copies, and
-most of a YOLOv5m stem's step (docs/notes/training-speed.md). A large depth-wise kernel is slow in either layout; by the
-convolution theorem its gradient is a product of spectra.
+Images and features are stored channels last, which is fastest forward and for the gradient of the input. For the
+gradient of the weight it is slow on large maps: at 1024 pixels two to four times slower than from contiguous copies, and
+most of a YOLOv5m stem's step (docs/notes/training-speed.md). A large depth-wise kernel is slow in either layout; by
+the convolution theorem its gradient is a product of spectra.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -19,9 +20,6 @@ LARGE_MAP_BYTES = 3 * 2**19
 """1.5 MiB of output per image: from there on contiguous copies are faster, below they are not (measured)."""
 WIDE_KERNEL = 9
 """From this side on a depth-wise kernel's gradient is faster by Fourier transforms."""
-QUICK_FACTORS = (2, 3, 5)
-"""Transforms of lengths with no other prime factor are fast."""
-
 
 WeightGradient = Callable[[nn.Conv2d, Tensor, Tensor], Tensor]
 """Of a convolution, its output's gradient [B, out, H', W'] and its input [B, in, H, W]: the gradient of its weight."""
@@ -138,11 +136,13 @@ def _spectral_gradient(conv: nn.Conv2d, gradient: Tensor, x: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     side, margin = conv.kernel_size[0], conv.kernel_size[0] // 2
-    lengths = (_quick_length(height + 2 * margin), _quick_length(width + 2 * margin))
+    lengths = (cv2.getOptimalDFTSize(height + 2 * margin), cv2.getOptimalDFTSize(width + 2 * margin))
     padding = (margin, lengths[1] - width - margin, margin, lengths[0] - height - margin)
-    padded = nn.functional.pad(_contiguous(x), padding)
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(_contiguous(gradient), s=lengths).conj()
-    return torch.fft.irfft2(spectrum.sum(0), s=lengths)[:, None, :side, :side].contiguous()  # type: ignore[no-any-return]
+    total = torch.zeros(1)  # summed image by image: spectra are large
+    for own, of_output in zip(_contiguous(x), _contiguous(gradient), strict=True):
+        spectrum = torch.fft.rfft2(nn.functional.pad(own, padding))
+        total = total + spectrum * torch.fft.rfft2(of_output, s=lengths).conj()
+    return torch.fft.irfft2(total, s=lengths)[:, None, :side, :side].contiguous()  # type: ignore[no-any-return]
 
 
 def _contiguous(maps: Tensor) -> Tensor:
@@ -153,15 +153,3 @@ def _contiguous(maps: Tensor) -> Tensor:
     for target, source in zip(copy, maps, strict=True):
         target.flatten(1).copy_(source.permute(1, 2, 0).flatten(0, 1).t())
     return copy
-
-
-def _quick_length(length: int) -> int:
-    """The smallest number from here on that has only `QUICK_FACTORS`."""
-    while True:
-        rest = length
-        for factor in QUICK_FACTORS:
-            while rest % factor == 0:
-                rest //= factor
-        if rest == 1:
-            return length
-        length += 1
