@@ -7,7 +7,6 @@ python test.py --data data/visdrone.yaml --weights W.pt --img-size 1536 --task m
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -29,7 +28,7 @@ from utils.config import DatasetConfig
 from utils.data import Batch
 from utils.dist import DistInfo, broadcast_object, cleanup, init_distributed, read_environment
 from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.files import write_json
 from utils.logger import get_logger
 from utils.report import report_finished_run
 from utils.results import Detections
@@ -198,12 +197,6 @@ def record(args: argparse.Namespace, dataset: DatasetConfig) -> dict[str, Any]:
         "weights_sha256": sha256_of(weights) if weights.is_file() else None,
         "environment": environment_report(),
     }
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(content, indent=1, default=str)
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

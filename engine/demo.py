@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from engine.benchmark.counting import gflops_by_stage
 from engine.inference import Detector
-from engine.measure import device_name
 from engine.prediction import Prediction
 from models.decode import PostprocessConfig
 from models.esod import ESOD
@@ -26,6 +25,7 @@ from utils.cluster_picture import heatmap_on_image, patches_caption, plural
 from utils.config import ModelOverrides
 from utils.decoding import read_picture
 from utils.draw import class_name, draw_boxes, draw_patches, overlay_heatmap
+from utils.environment import device_name
 from utils.images import ByteImage, ImageError
 from utils.page import Html, bars, element, join, note, tiles
 

@@ -18,7 +18,7 @@ from models.esod import NO_TIMER, ESODOutput
 from models.slicer import STRIDE
 from utils.cost_plot import CostSeries, plot_cost
 from utils.data import Batch
-from utils.environment import cpu_name
+from utils.environment import device_name
 from utils.profile import (
     CounterMissingError,
     FlopCount,
@@ -363,10 +363,3 @@ def occupancy(output: ESODOutput, input_hw: tuple[int, int]) -> float:
     height_cell, width_cell = output.patches.size_cell
     cells = (input_hw[0] // STRIDE) * (input_hw[1] // STRIDE)
     return len(output.patches) * height_cell * width_cell / cells
-
-
-def device_name(device: torch.device) -> str:
-    """The processor's name and, for a CPU, the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{cpu_name()}, {torch.get_num_threads()} threads"

@@ -6,7 +6,6 @@ best score first, as for precision and recall in `evaluate.detection`.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,7 +21,8 @@ from evaluate.matching import match_by_score, overlapping_pairs
 from utils.data import Batch
 from utils.dist import gather_objects
 from utils.draw import GREEN, Colour, class_name, draw_boxes, save_image
-from utils.images import ByteImage, ImageError, read_image, write_atomic
+from utils.files import write_json
+from utils.images import ByteImage, ImageError, read_image
 from utils.logger import get_logger
 from utils.results import Detections
 
@@ -122,8 +122,7 @@ class WorstImages:
             except ImageError as error:
                 get_logger().warning(f"no picture of a badly detected image: {error}")
         content = {"confidence": threshold, "iou": FOUND_IOU, "images": [asdict(one) for one in saved]}
-        text = json.dumps(content, indent=1)
-        write_atomic(folder / WORST_FILE, lambda file: file.write(text.encode()))
+        write_json(folder / WORST_FILE, content)
         return saved
 
     def _draw(self, folder: Path, rank: int, image: ImageObjects, verdict: Verdict) -> WorstImage:

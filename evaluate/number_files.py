@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.arrays import EvaluationError
-from utils.images import write_atomic
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PADDING = b" \t,"
@@ -169,9 +168,3 @@ def read_json(path: Path) -> Any:
         raise EvaluationError(f"{path}: not UTF-8 text: {error}") from error
     except json.JSONDecodeError as error:
         raise EvaluationError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all; numbers unrounded, never NaN."""
-    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluate.arrays import EvaluationError, FloatArray, IntArray
-from utils.images import MASKED_SUFFIX, image_hw, write_atomic
+from utils.files import write_text
+from utils.images import MASKED_SUFFIX, image_hw
 
 _COLUMNS = 6
 _SHOWN = 3
@@ -232,4 +233,4 @@ def _box_texts(result: ImageResult) -> list[str]:
 
 
 def _write(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, text)

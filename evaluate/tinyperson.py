@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluate.average_precision import printed
-from evaluate.number_files import write_json
 from evaluate.tinyperson_ap import MAX_DETECTIONS, SIZE_RANGES, average_precisions
 from evaluate.tinyperson_io import TinyPersonData, read_tinyperson
 from evaluate.tinyperson_missrate import SETUPS, miss_rates
 from evaluate.tinyperson_overlaps import THRESHOLDS, Flags, all_overlaps
 from utils.cli import Parser, run_main
+from utils.files import write_json
 
 PROTOCOL = "TinyPerson, official protocol"
 

@@ -27,9 +27,9 @@ from evaluate.candidates import (
     grouped_pairs,
     overlaps_of,
 )
-from evaluate.number_files import write_json
 from evaluate.uavdt_io import NUM_FRAMES, UavdtSequence, in_official_order, read_num_frames, read_uavdt
 from utils.cli import Parser, run_main
+from utils.files import write_json
 
 PROTOCOL = "UAVDT-DET, official protocol"
 IOU_THRESHOLD = 0.7

@@ -27,11 +27,11 @@ from evaluate.candidates import (
     by_preference,
     overlaps_of,
 )
-from evaluate.number_files import write_json
 from evaluate.visdrone_io import ImageSizes, VisDroneImage, read_visdrone
 from evaluate.visdrone_regions import without_ignored_regions
 from utils.cli import Parser, run_main
 from utils.datasets.visdrone import CLASS_NAMES
+from utils.files import write_json
 
 PROTOCOL = "VisDrone-DET, official protocol"
 CLASSES = len(CLASS_NAMES)

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from engine.ablation.occupancy import at_occupancy, look_at
-from engine.ablation.report import Result, command_line, page, result_json, table, training_facts
+from engine.ablation.report import Result, command_line, page, result_data, table, training_facts
 from engine.ablation.spec import (
     Ablation,
     Run,
@@ -44,7 +44,7 @@ from engine.loaders import evaluation_loader
 from models.esod import ESOD
 from utils.cli import Parser, positive_int, run_main
 from utils.config import DatasetConfig
-from utils.images import write_atomic
+from utils.files import write_json, write_text
 from utils.logger import get_logger
 from utils.test_cli import build_test_parser
 from utils.typed_data import ConfigError, config_to_dict, load_config
@@ -145,7 +145,9 @@ def run_variant(spec: Ablation, run: Run) -> None:
     execute("test.py", words, run.folder / "test.log")
     seconds = time.perf_counter() - begin
     commands.append(command_line("test.py", words))
-    save(run.folder / "result.json", {"commands": commands, "threshold": threshold, "test_seconds": seconds})
+    write_json(
+        run.folder / "result.json", {"commands": commands, "threshold": threshold, "test_seconds": seconds}
+    )
 
 
 def planned_epochs(spec: Ablation, run: Run) -> int | None:
@@ -161,7 +163,7 @@ def planned_epochs(spec: Ablation, run: Run) -> int | None:
         chosen = images[:: math.ceil(len(images) / PROBE_IMAGES)]
         per_image = probe(spec, run, chosen) / len(chosen)
         epochs = max(1, round(spec.minutes * 60 / (per_image * len(images))))
-        save(plan, {"epochs": epochs, "seconds_per_image": per_image, "images": len(images)})
+        write_json(plan, {"epochs": epochs, "seconds_per_image": per_image, "images": len(images)})
         get_logger().info(f"{run.name}: {per_image:.3f} s per image, so {epochs} epochs")
     return int(json.loads(plan.read_text(encoding="utf-8"))["epochs"])
 
@@ -225,11 +227,10 @@ def write_tables(spec: Ablation, runs: Sequence[Run], command: list[str], output
     done = [run for run in runs if (run.folder / "result.json").is_file()]
     results = [read_result(run) for run in done]
     missing = [run for run in runs if run not in done]
-    output.mkdir(parents=True, exist_ok=True)
     name = f"ablation_{Path(command[0]).stem}"
-    write_atomic(output / f"{name}.json", lambda file: file.write(result_json(spec, results).encode()))
+    write_json(output / f"{name}.json", result_data(spec, results))
     text = page(" ".join(command), spec, results, missing)
-    write_atomic(output / f"{name}.md", lambda file: file.write(text.encode()))
+    write_text(output / f"{name}.md", text)
     print(table(spec, results))
 
 
@@ -242,12 +243,6 @@ def read_result(run: Run) -> Result:
         config = yaml.safe_load((run.folder / "train" / "config.yaml").read_text(encoding="utf-8"))
         training = training_facts(run.folder / "train", config["provenance"])
     return Result(run.variant, run.seed, run.name, metrics=metrics, training=training, **own)
-
-
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    text = json.dumps(content, indent=1) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 if __name__ == "__main__":

@@ -31,13 +31,12 @@ from engine.benchmark.report import MARKERS, NEW_PAGE, page_section, terminal
 from engine.benchmark.results import FORMAT, BenchmarkResult, Memory
 from engine.benchmark.targets import Part
 from engine.benchmark.variants import NAMES, lively_model, variants_of
-from engine.measure import device_name
 from models.esod import ESOD
 from models.weights import model_from_weights, read_weights
 from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
 from utils.config import ModelConfig
 from utils.dist import has_fast_bf16, select_device
-from utils.environment import environment_report
+from utils.environment import device_name, environment_report, load_average
 from utils.marked_page import update_page
 from utils.typed_data import ConfigError, load_config
 
@@ -272,11 +271,6 @@ def build(args: argparse.Namespace, calibrate: bool = True) -> ESOD:
         return model_from_weights(read_weights(args.weights), str(args.weights))
     config = replace(load_config(ModelConfig, args.cfg), num_classes=args.num_classes, names=[])
     return lively_model(config, args.seed, calibrate)
-
-
-def load_average() -> float | None:
-    """Of the last minute; None where the system does not tell."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def plot_path(args: argparse.Namespace, number: int) -> Path | None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
 from engine.benchmark.data_bench import (
     CASES,
@@ -46,8 +46,8 @@ from engine.benchmark.data_bench import (
 from engine.benchmark.memory import CHILD_ENVIRONMENT, MIB
 from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
 from utils.config import HypConfig
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.summary import quantile
 
 MEMORY_SAMPLES = 12
@@ -96,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         content = report(args, words, pictures, times, decode_ms, memory)
     print(table(content))
     if args.json is not None:
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
 
 
 EXAMPLES = (
@@ -199,7 +198,7 @@ def report(
     cpu = {found.case: found.mean_cpu_ms for found in times}
     sizes = [path.stat().st_size for path in pictures.images]
     return {
-        "command": shlex.join(["python", "scripts/benchmark_data.py", *words]),
+        **measurement_head("scripts/benchmark_data.py", words, torch.device("cpu")),
         "image_size": args.img_size,
         "pictures": {
             "count": len(sizes),
@@ -226,8 +225,6 @@ def report(
         "times_faster_cache_ram": cpu[YARDSTICK] / cpu[OURS_RAM],
         "share_of_peak_memory": memory[OURS].growth / memory[YARDSTICK].growth,
         "targets": TARGETS,
-        "load": os.getloadavg()[0],
-        "environment": environment_report(),
     }
 
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluate.number_files import write_json
 from evaluate.uavdt_io import NUM_FRAMES
 from utils.cli import Parser, run_main
+from utils.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE_WH = (1920.0, 1080.0)

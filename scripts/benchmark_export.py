@@ -11,7 +11,6 @@ medians, the median over the pictures of each way's time over that of plain torc
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -39,7 +38,8 @@ from utils.cli import (
 )
 from utils.config import ModelOverrides
 from utils.environment import environment_report
-from utils.images import ByteImage, write_atomic
+from utils.files import write_json
+from utils.images import ByteImage
 from utils.results import Detections
 from utils.sources import read_picture
 from utils.summary import spread_indices
@@ -115,8 +115,7 @@ def main() -> None:
             "options": {key: shown(value) for key, value in vars(args).items()}, "environment": environment_report(),
             "runtimes": runtime_versions(),
         }  # fmt: skip
-        text = json.dumps(content, indent=1)
-        write_atomic(args.output, lambda file: file.write(text.encode()))
+        write_json(args.output, content)
 
 
 def make_ways(args: argparse.Namespace) -> list[Way]:

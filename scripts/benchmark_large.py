@@ -30,7 +30,7 @@ from torchvision.ops import box_iou
 from utils.cli import Parser, image_size, non_negative_int, positive_int, run_main
 from utils.decoding import read_picture
 from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.files import write_atomic
 from utils.labels import label_path, parse_label_text
 from utils.optional import MissingPackageError
 from utils.typed_data import ConfigError

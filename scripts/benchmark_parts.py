@@ -7,9 +7,6 @@ All parts run once in every round, in an order drawn anew. The whole forward pas
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -26,12 +23,11 @@ from engine.benchmark.parts import (
     time_parts,
 )
 from engine.benchmark.variants import NAMES, lively_model, prepare, variants_of
-from engine.measure import device_name
 from utils.cli import Parser, image_size, non_negative_int, positive_int, run_main
 from utils.config import ModelConfig
 from utils.dist import select_device
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.summary import quantile
 from utils.typed_data import load_config
 
@@ -57,15 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(times))
     if args.json is not None:
         content = {
-            "command": shlex.join(["python", "scripts/benchmark_parts.py", *words]),
+            **measurement_head("scripts/benchmark_parts.py", words, device),
             "model": args.cfg.name,
-            "device": device_name(device),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            "environment": environment_report(),
             "parts": [asdict(part) for part in times],
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
 
 
 def table(times: list[PartTimes]) -> str:

@@ -10,8 +10,6 @@ plain: float32, eager, BatchNorm not folded, contiguous memory; fast: what test.
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,14 +20,13 @@ import torch
 from engine.evaluation import evaluate
 from engine.inference import load_in_mode
 from engine.loaders import evaluation_loader
-from engine.measure import device_name
 from engine.modes import FAST, PLAIN, Mode
 from models.decode import PostprocessConfig
 from utils.cli import Parser, image_size, positive_int, run_main
 from utils.config import DatasetConfig
 from utils.dist import select_device
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.typed_data import ConfigError, load_config
 
 MODES = {
@@ -88,13 +85,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(line(scores[-1]), flush=True)
     if args.json is not None:
         content = {
-            "command": shlex.join(["python", "scripts/compare_modes.py", *words]),
-            "device": device_name(device),
-            "environment": environment_report(),
+            **measurement_head("scripts/compare_modes.py", words, device),
             "modes": [asdict(score) | {"holds": score.holds} for score in scores],
         }
-        text = json.dumps(content, indent=1) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
     return 0 if all(score.holds for score in scores) else 1
 
 

@@ -10,7 +10,6 @@ and with SAHI's pass over the whole image shrunk to a slice. Slices have the sca
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from utils.cli import (
 from utils.config import DatasetConfig, HypConfig, ModelOverrides
 from utils.data import DetectionDataset
 from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.files import write_json
 from utils.logger import get_logger
 from utils.marked_page import update_page
 from utils.splits import resolve_split
@@ -63,8 +62,7 @@ def main() -> None:
     print(content["table"])
     print(content["slices"])
     if args.json is not None:
-        text = json.dumps(content, indent=1, default=str)
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
     if args.page is not None:
         update_page(args.page, section(content, args), MARKERS, NEW_PAGE)
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evaluate.arrays import EvaluationError
-from evaluate.number_files import write_json
 from evaluate.official import DATASETS, DEFAULT_SPLIT, OfficialSplit
 from utils.cli import Parser, run_main
+from utils.files import write_json
 from utils.splits import read_list
 
 EXAMPLES = ("python scripts/data_convert.py --dataset VisDrone --pred runs/test/exp/labels --evaluate",)

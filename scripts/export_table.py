@@ -17,7 +17,7 @@ from typing import Any
 from engine.export.quantise import INT8
 from engine.export.verify import BOX_TOLERANCE_PX
 from utils.cli import Parser, run_main
-from utils.images import write_atomic
+from utils.files import write_json
 from utils.marked_page import update_page
 from utils.typed_data import ConfigError
 
@@ -39,12 +39,11 @@ def main() -> None:
     args = build_parser().parse_args()
     rows = read_rows(args.runs, args.rows)
     speeds = [read_json(path, "run scripts/benchmark_export.py with --output") for path in args.speed]
-    content = section(rows, speeds)
-    print(content)
-    text = json.dumps({"format": "esod-export", "ap_tolerance": AP_TOLERANCE, "rows": rows}, indent=1)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.output.with_suffix(".json"), lambda file: file.write(text.encode()))
-    update_page(args.output.with_suffix(".md"), content, MARKERS, NEW_PAGE)
+    text = section(rows, speeds)
+    print(text)
+    content = {"format": "esod-export", "ap_tolerance": AP_TOLERANCE, "rows": rows}
+    write_json(args.output.with_suffix(".json"), content)
+    update_page(args.output.with_suffix(".md"), text, MARKERS, NEW_PAGE)
 
 
 def read_rows(runs: Path, names: list[str]) -> list[dict[str, Any]]:

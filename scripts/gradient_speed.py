@@ -8,9 +8,6 @@ Those of equal size are timed once. All run once in every round, in an order dra
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,15 +17,14 @@ import torch
 from torch import Tensor
 
 from engine.benchmark.parts import Part, PartTimes, time_parts
-from engine.measure import device_name
 from models.build import build_model
 from models.convolution import WeightGradient, better_weight_gradient, pytorch_weight_gradient
 from models.layers import Conv
 from utils.allocator import keep_freed_memory
 from utils.cli import Parser, image_size, positive_int, run_main
 from utils.config import ModelConfig
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.typed_data import load_config
 
 CPU = torch.device("cpu")
@@ -70,16 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(found, times))
     if args.json is not None:
         content = {
-            "command": shlex.join(["python", "scripts/gradient_speed.py", *words]),
+            **measurement_head("scripts/gradient_speed.py", words, CPU),
             "model": args.cfg.name,
-            "device": device_name(CPU),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-            "environment": environment_report(),
             "layers": [{"detail": layers.detail, "count": layers.count} for layers in found],
             "parts": [asdict(part) for part in times],
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
 
 
 def find_layers(config: ModelConfig, input_hw: tuple[int, int], batch: int) -> list[Layers]:

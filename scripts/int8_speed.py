@@ -10,8 +10,6 @@ Needs ``pip install onnx onnxruntime``.
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,14 +27,13 @@ from engine.benchmark.parts import Part, PartTimes, time_parts
 from engine.benchmark.variants import lively_model
 from engine.export.quantise import quantised
 from engine.export.write import Axes, require_packages, trace
-from engine.measure import device_name
 from engine.modes import FAST, put_into
 from models.esod import ESOD
 from models.slicer import STRIDE, patch_size, whole_map
 from utils.cli import Parser, image_size, positive_int, probability, run_main
 from utils.config import ModelConfig
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.typed_data import ConfigError, load_config
 
 CPU = torch.device("cpu")
@@ -78,15 +75,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(times))
     if args.json is not None:
         content = {
-            "command": shlex.join(["python", "scripts/int8_speed.py", *words]),
+            **measurement_head("scripts/int8_speed.py", words, CPU),
             "model": args.cfg.name,
-            "device": device_name(CPU),
             "vnni": has_vnni(),
-            "environment": environment_report(),
             "parts": [{"name": one.name, "detail": one.detail, "ms": one.ms} for one in times],
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
 
 
 def has_vnni() -> bool | None:

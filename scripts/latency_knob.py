@@ -9,8 +9,6 @@ HEIGHTxWIDTH) keep images of other shapes from being larger than the rest, which
 
 from __future__ import annotations
 
-import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -23,12 +21,11 @@ from engine.evaluation import evaluate
 from engine.inference import Detector, load_model
 from engine.latency import BudgetResult, budget_table, measure_budgets, plot_budgets, set_budget
 from engine.loaders import evaluation_loader
-from engine.measure import device_name
 from models.decode import PostprocessConfig
 from utils.cli import Parser, add_speed_arguments, image_size, non_negative_int, positive_int, run_main
 from utils.config import DatasetConfig
-from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.environment import device_name, measurement_head
+from utils.files import write_json
 from utils.typed_data import ConfigError, load_config
 
 
@@ -55,17 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"{len(results[0].ms)} images, {device_name(detector.device)}")
     if args.json is not None:
         content = {
-            "command": shlex.join(["python", "scripts/latency_knob.py", *words]),
-            "device": device_name(detector.device),
-            "environment": environment_report(),
+            **measurement_head("scripts/latency_knob.py", words, detector.device),
             "budgets": [
                 asdict(one)
                 | {"p50_ms": one.percentile(0.5), "p99_ms": one.percentile(0.99), "p99_p50": one.tail}
                 for one in results
             ],
         }
-        text = json.dumps(content, indent=1) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
     if args.plot is not None:
         plot_budgets(results, f"{Path(args.weights).name}, {device_name(detector.device)}", args.plot)
 

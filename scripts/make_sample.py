@@ -29,7 +29,8 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from utils.images import MASKED_SUFFIX, write_atomic
+from utils.files import write_atomic, write_json
+from utils.images import MASKED_SUFFIX
 from utils.synthetic import VERSION, draw_picture
 
 # utils.cli is imported where it is used: it loads torch, which the drawing processes can do without.
@@ -270,8 +271,7 @@ def write_manifest(output: Path, settings: Settings, sha256: dict[str, str]) -> 
         "drawn": description(settings),
         "sha256": dict(sorted(sha256.items())),
     }
-    data = (json.dumps(content, indent=1) + "\n").encode()
-    write_atomic(output / MANIFEST, lambda file: file.write(data))
+    write_json(output / MANIFEST, content)
 
 
 def draw_all(jobs: Sequence[Job], workers: int) -> Generator[Drawn, None, None]:

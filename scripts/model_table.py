@@ -7,7 +7,6 @@ Counted by shapes, see models/summary.py. The page keeps its text: only what sta
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from models.summary import build_for_counting, cost_at, dense_twin
 from utils.cli import Parser, image_size, run_main
 from utils.config import ModelConfig
 from utils.environment import environment_report
-from utils.images import write_atomic
+from utils.files import write_json
 from utils.marked_page import update_page
 from utils.profile import count_parameters
 from utils.typed_data import load_config
@@ -55,8 +54,7 @@ def main() -> None:
             "num_classes": NUM_CLASSES,
             "models": models,
         }
-        text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
-        write_atomic(args.json, lambda file: file.write(text.encode()))
+        write_json(args.json, content)
     if args.page is not None:
         update_page(args.page, table, MARKERS)
     print(table)

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from utils.cli import Parser, run_main
-from utils.images import write_atomic
+from utils.files import write_json, write_text
 
 COLUMNS = (
     ("AP", "detection", "ap", 100.0),
@@ -41,9 +41,9 @@ def main() -> None:
             f"--rows names {len(args.rows)} tests, --trained {len(args.trained)} trainings: one for each"
         )
     rows = [read_row(args.runs, row, trained) for row, trained in zip(args.rows, args.trained, strict=True)]
-    save(args.output.with_suffix(".json"), json.dumps(rows, indent=1))
+    write_json(args.output.with_suffix(".json"), rows)
     curves = copy_curves(args.runs, sorted(set(args.trained)), args.output)
-    save(args.output.with_suffix(".md"), page(args.output.name, args.made_by, rows, curves))
+    write_text(args.output.with_suffix(".md"), page(args.output.name, args.made_by, rows, curves))
     print(table(rows))
 
 
@@ -134,12 +134,6 @@ def copy_curves(runs: Path, trainings: list[str], output: Path) -> list[Path]:
             shutil.copyfile(source, target)
             copied.append(target)
     return copied
-
-
-def save(path: Path, text: str) -> None:
-    """Write a text file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 EXAMPLES = (

@@ -20,7 +20,7 @@ from pathlib import Path
 from utils.cli import Parser, run_main
 from utils.datasets.base import PrepareError
 from utils.datasets.visdrone import VisDroneFile, find_visdrone
-from utils.images import write_atomic
+from utils.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 LISTS = ROOT / "data" / "subsets" / "visdrone"

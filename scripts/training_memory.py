@@ -16,7 +16,6 @@ import argparse
 import contextlib
 import json
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -35,7 +34,8 @@ from utils.allocator import keep_freed_memory
 from utils.cli import Parser, image_size, non_negative_int, positive_int, probability, run_main
 from utils.config import HypConfig, ModelConfig, Recompute, SeekerConfig
 from utils.dist import select_device
-from utils.environment import environment_report
+from utils.environment import measurement_head
+from utils.files import write_json
 from utils.logger import get_logger
 from utils.memory import MemoryUse, measure_memory
 from utils.profile import count_parameters
@@ -134,7 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(table(cases))
     if args.json is not None:
         content = report(args, words, cases, failed)
-        args.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_json(args.json, content)
 
 
 EXAMPLES = (
@@ -312,17 +312,14 @@ def report(
     """What the JSON file holds."""
     rows = [(case, *shares(case, cases)) for case in cases]
     return {
-        "command": shlex.join(["python", "scripts/training_memory.py", *words]),
+        **measurement_head("scripts/training_memory.py", words, select_device(args.device)),
         "cfg": args.cfg.name,
         "batch_size": args.batch_size,
         "amp": args.amp,
-        "measured_on": str(select_device(args.device)),
-        "load": os.getloadavg()[0],
         "cases": [
             asdict(case) | {"memory_share": memory, "time_share": seconds} for case, memory, seconds in rows
         ],
         "failed": list(failed),
-        "environment": environment_report(),
     }
 
 

@@ -28,7 +28,7 @@ import yaml
 
 from utils.cli import Parser, non_negative_int, positive_int, run_main
 from utils.config import HypConfig
-from utils.images import write_atomic
+from utils.files import write_text
 from utils.logger import EPOCH_COLUMN, get_logger
 from utils.train_cli import given_options
 from utils.typed_data import ConfigError, config_from_dict, config_to_dict, load_config, load_yaml
@@ -311,7 +311,7 @@ def write_results(study: optuna.Study, folder: Path, base: HypConfig) -> None:
         lines.append(
             ",".join([str(trial.number), trial.state.name.lower(), str(len(values)), f"{score:.6g}", *cells])
         )
-    write_atomic(folder / "trials.csv", lambda file: file.write(("\n".join(lines) + "\n").encode()))
+    write_text(folder / "trials.csv", "\n".join(lines) + "\n")
     best = study.best_trial
     hyp = config_from_dict(HypConfig, config_to_dict(base) | best.params)
     write_yaml(folder / "best.yaml", config_to_dict(hyp))
@@ -325,7 +325,7 @@ def write_results(study: optuna.Study, folder: Path, base: HypConfig) -> None:
 def write_yaml(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as YAML, whole or not at all."""
     text = yaml.safe_dump(dict(content), sort_keys=False)
-    write_atomic(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 if __name__ == "__main__":

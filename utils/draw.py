@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from utils.images import write_atomic
+from utils.files import write_atomic
 
 Image = NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -1,11 +1,13 @@
-"""Where a result was made: versions, hardware, commit. Facts for reports; nothing depends on them."""
+"""Where and how a result was made: versions, hardware, commit, command. For reports; nothing depends on them."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -13,6 +15,22 @@ import torch
 
 _ROOT = Path(__file__).resolve().parent.parent
 _GIT_TIMEOUT_S = 10
+
+
+def measurement_head(script: str, words: Sequence[str], device: torch.device) -> dict[str, object]:
+    """What every measurement's file says of how it was made: ``command``, ``device``, ``load``, ``environment``.
+
+    Args:
+        script: path from the project's root, "scripts/benchmark.py".
+        words: of the command line, behind the script.
+        device: on which was measured.
+    """
+    return {
+        "command": shlex.join(["python", script, *words]),
+        "device": device_name(device),
+        "load": load_average(),
+        "environment": environment_report(),
+    }
 
 
 def environment_report() -> dict[str, str | int | bool | None]:
@@ -38,6 +56,18 @@ def environment_report() -> dict[str, str | int | bool | None]:
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": _git_dirty(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"
+
+
+def load_average() -> float | None:
+    """Processes that ran or waited in the last minute, on average; above what one measures, others ran too."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
 def cpu_name() -> str:

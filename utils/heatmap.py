@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from utils.images import sibling_path, write_atomic
+from utils.files import write_atomic
+from utils.images import sibling_path
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]

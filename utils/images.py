@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -194,26 +193,3 @@ def _ends_with(file: BinaryIO, marker: bytes) -> bool:
         if marker in file.read():
             return True
     return False
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all: temporary file beside it, fsync, rename.
-
-    Args:
-        path: the file; its folder is made when missing.
-        write: receives the open temporary file.
-
-    Raises:
-        OSError: the folder cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
-    try:
-        with temporary.open("w+b") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -23,8 +23,9 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
+from utils.files import write_atomic
 from utils.heatmap import HeatmapError, load_heatmap_header
-from utils.images import ImageError, image_hw, sibling_path, sibling_paths, write_atomic
+from utils.images import ImageError, image_hw, sibling_path, sibling_paths
 from utils.logger import get_logger
 from utils.typed_data import ConfigError
 
@@ -349,9 +350,8 @@ def _content_key(images: Sequence[Path], num_classes: int | None) -> str:
     digest = hashlib.sha256(f"{PARSER_VERSION} {num_classes}".encode())
     for image in images:
         files = (image, *sibling_paths(image, "labels", ".txt"), *sibling_paths(image, "heatmaps", ".npz"))
-        digest.update(
-            "\0".join(f"{file} {_file_state(file)}" for file in files).encode("utf-8", "surrogateescape")
-        )
+        states = "\0".join(f"{file} {_file_state(file)}" for file in files)
+        digest.update(states.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.images import write_atomic
+from utils.files import write_atomic
 from utils.typed_data import ConfigError
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from utils.images import JPEG_SUFFIXES, ByteImage, ImageError, read_image, sibling_paths, write_atomic
+from utils.files import write_atomic
+from utils.images import JPEG_SUFFIXES, ByteImage, ImageError, read_image, sibling_paths
 from utils.logger import get_logger
 from utils.warp import resized
 

@@ -29,7 +29,7 @@ from utils.draw import (
     save_image,
     to_image,
 )
-from utils.images import write_atomic
+from utils.files import write_atomic
 from utils.mosaic import mosaic_picture
 
 if TYPE_CHECKING:

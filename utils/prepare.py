@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from utils.datasets.base import BoxArray, ImageAnnotations, ImageJob, PrepareError
+from utils.files import write_atomic
 from utils.heatmap import (
     HeatmapError,
     HeatmapFile,
@@ -35,15 +36,7 @@ from utils.heatmap import (
     load_heatmap,
     save_heatmap,
 )
-from utils.images import (
-    MASKED_SUFFIX,
-    ByteImage,
-    ImageError,
-    image_hw,
-    read_image,
-    sibling_paths,
-    write_atomic,
-)
+from utils.images import MASKED_SUFFIX, ByteImage, ImageError, image_hw, read_image, sibling_paths
 
 GREY = 114
 """What covers ignored regions; letterboxing pads with the same."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.images import write_atomic
+from utils.files import write_text
 from utils.logger import get_logger
 from utils.page import document, element
 from utils.report_accuracy import accuracy_sections, cost_sections
@@ -28,7 +28,7 @@ def write_report(folder: str | Path) -> Path:
     folder = Path(folder)
     text = render_report(read_run(folder))
     path = folder / REPORT_FILE
-    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+    write_text(path, text)
     return path
 
 

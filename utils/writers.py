@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from utils.boxes import clip_boxes, xyxy_to_cxcywh
 from utils.draw import save_image
-from utils.images import ByteImage, write_atomic
+from utils.files import write_text
+from utils.images import ByteImage
 from utils.large_picture import LargePicture
 from utils.records import class_name, coco_results
 from utils.results import Detections
@@ -284,4 +285,4 @@ def _file_name(name: str) -> str:
 
 
 def _write_text(path: Path, text: str) -> None:
-    write_atomic(path, lambda file: file.write(text.encode("utf-8")))
+    write_text(path, text)

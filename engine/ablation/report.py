@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -60,9 +59,9 @@ def training_facts(folder: Path, provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def result_json(spec: Ablation, results: Sequence[Result]) -> str:
-    """Everything for programs."""
-    return json.dumps({"ablation": asdict(spec), "results": [asdict(r) for r in results]}, indent=1) + "\n"
+def result_data(spec: Ablation, results: Sequence[Result]) -> dict[str, Any]:
+    """Everything, for programs: plain data for a JSON file."""
+    return {"ablation": asdict(spec), "results": [asdict(r) for r in results]}
 
 
 def page(source: str, spec: Ablation, results: Sequence[Result], missing: Sequence[Run]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from utils.images import write_atomic
+from utils.files import write_json
 from utils.summary import quantile
 from utils.typed_data import ConfigError, config_from_dict, config_to_dict
 
@@ -155,8 +155,7 @@ class BenchmarkResult:
 
     def write(self, path: Path) -> None:
         """Write the JSON file."""
-        text = json.dumps(config_to_dict(self), indent=1, ensure_ascii=False) + "\n"
-        write_atomic(path, lambda file: file.write(text.encode()))
+        write_json(path, config_to_dict(self))
 
     @classmethod
     def read(cls, path: Path) -> BenchmarkResult:

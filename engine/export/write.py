@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.metadata import ExportedFileError, ExportInfo
-from utils.images import write_atomic
+from utils.files import write_atomic
 from utils.typed_data import ConfigError
 
 OPSET = 17

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 
 from evaluate.arrays import EvaluationError, round_half_away
 from evaluate.average_precision import printed
-from evaluate.number_files import Column, read_json, read_rows, row_place, text_files, write_json
+from evaluate.number_files import Column, read_json, read_rows, row_place, text_files
 
 COLUMNS = (Column("frame", whole=True), Column("score"))
 
@@ -73,12 +72,9 @@ def test_text_files_are_listed_by_name(tmp_path: Path) -> None:
 
 
 def test_json(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "a.json"
-    write_json(path, {"a": 0.1 + 0.2})
-    assert read_json(path) == {"a": 0.1 + 0.2} == json.loads(path.read_text())
-    with pytest.raises(ValueError, match="JSON"):
-        write_json(path, {"a": float("nan")})
-    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+    path = tmp_path / "a.json"
+    path.write_text('{"a": 0.30000000000000004}')
+    assert read_json(path) == {"a": 0.1 + 0.2}
     path.write_text('{"a": 1,\n"b" 2}')
     with pytest.raises(EvaluationError, match=r"a.json:2: not JSON"):
         read_json(path)

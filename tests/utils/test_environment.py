@@ -28,6 +28,14 @@ def test_report_is_plain_and_true() -> None:
     assert (report["gpu"] is not None) == torch.cuda.is_available()
 
 
+def test_head_of_a_measurement() -> None:
+    head = environment.measurement_head("scripts/speed.py", ["--cfg", "a b.yaml"], torch.device("cpu"))
+    assert head["command"] == "python scripts/speed.py --cfg 'a b.yaml'"
+    assert head["device"] == f"{environment.cpu_name()}, {torch.get_num_threads()} threads"
+    assert head["environment"] == environment.environment_report()
+    assert head["load"] is None or float(str(head["load"])) >= 0
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit_and_dirty_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def git(*arguments: str) -> str:

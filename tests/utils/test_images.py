@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -19,7 +18,6 @@ from utils.images import (
     read_image,
     sibling_path,
     sibling_paths,
-    write_atomic,
 )
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (37, 53, 3), dtype=np.uint8)
@@ -165,17 +163,3 @@ def test_sibling_names() -> None:
     ]
     assert sibling_paths(Path("x.jpg"), "labels", ".txt") == [Path("x.txt")]
     assert sibling_path(Path("images.jpg/x.jpg"), "labels", ".txt") == Path("images.jpg/x.txt")
-
-
-def test_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "new folder" / "x.bin"
-    write_atomic(path, lambda file: file.write(b"first"))
-
-    def fail(file: BinaryIO) -> None:
-        file.write(b"half of it")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomic(path, fail)
-    assert path.read_bytes() == b"first"
-    assert list(path.parent.iterdir()) == [path]
