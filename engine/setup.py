@@ -193,6 +193,7 @@ def _assemble(
             )
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model.recompute = config.checkpoint_activations
+    model.heatmap_stem = hyp.heatmap_stem
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     frozen = freeze(model, config.freeze, uncounted=("seeker",))
     if frozen:

@@ -30,6 +30,7 @@ from utils.optim import LearningRate, ModelEMA
 from utils.trackers import build_run_logger
 
 GRADIENT_LIMIT = 10.0
+"""Largest norm of a step's gradient: of the detector's, and of the heatmap head's."""
 VALIDATION = PostprocessConfig(conf_thres=0.001, iou_thres=0.6, multi_label=True)
 
 
@@ -268,7 +269,7 @@ def _optimizer_step(
     metas: list[ImageMeta],
 ) -> None:
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_LIMIT)
+    norm = clip_gradients(unwrap(model))
     # With fp16 the scaler itself skips such steps and lowers its scale.
     if not scaler.is_enabled() and not torch.isfinite(norm):
         raise NonFiniteLossError(_describe("gradient", {}, metas))
@@ -277,6 +278,18 @@ def _optimizer_step(
     optimizer.zero_grad(set_to_none=True)
     if ema is not None:
         ema.update(unwrap(model))
+
+
+def clip_gradients(model: ESOD) -> Tensor:
+    """Limit the norms of the gradients, and return the norm of all before it.
+
+    The heatmap head is limited for itself: in one norm with the detector's its gradient, large where many cells are wrong,
+    would shorten steps of layers that it does not reach.
+    """
+    seeker = set() if model.seeker is None else set(model.seeker.parameters())
+    groups = seeker, [weight for weight in model.parameters() if weight not in seeker]
+    norms: list[Tensor] = [nn.utils.clip_grad_norm_(group, GRADIENT_LIMIT) for group in groups]
+    return torch.stack(norms).norm()  # type: ignore[no-any-return]
 
 
 def unwrap(model: nn.Module) -> ESOD:

@@ -96,10 +96,12 @@ class ESOD(Network):
 
     ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
     are chosen and where the head runs is decided in each forward pass. ``recompute`` says which activations of
-    a training step are computed once more in its backward pass instead of being kept.
+    a training step are computed once more in its backward pass instead of being kept; ``heatmap_stem`` which share of the
+    heatmap's gradient reaches the stem, 0 to 1.
     """
 
     recompute: Recompute = "none"
+    heatmap_stem: float = 1.0
 
     def __init__(
         self, config: ModelConfig, backbone: Backbone, head: DetectionHead, seeker: nn.Module | None
@@ -180,7 +182,11 @@ class ESOD(Network):
 
     def _seek(self, features: Tensor, runner: PartRunner) -> Tensor | None:
         seeker = self.seeker
-        return None if seeker is None else runner.run("seeker", lambda x: (seeker(x),), features)[0]
+        if seeker is None:
+            return None
+        if self.training:
+            features = scale_gradient(features, self.heatmap_stem)
+        return runner.run("seeker", lambda x: (seeker(x),), features)[0]
 
     def _pyramid(self, cut: Tensor, patches: Patches, runner: PartRunner) -> list[Tensor]:
         """The levels of the patches, and perhaps of some more behind them, see `PartRunner.padded`."""
@@ -285,3 +291,14 @@ def _head_positions(found: list[Tensor | None], levels: int) -> Where:
         return None
     around = found[levels:] or [None] * levels
     return [HeadPositions(w, a) for w, a in zip(found[:levels], around, strict=True) if w is not None]
+
+
+def scale_gradient(values: Tensor, share: float) -> Tensor:
+    """The same values, through which only this share of the gradient, 0 to 1, goes back."""
+    if share == 1 or not values.requires_grad:
+        return values
+    if share == 0:
+        return values.detach()
+    seen = values.view_as(values)
+    seen.register_hook(lambda gradient: share * gradient)
+    return seen

@@ -10,8 +10,8 @@ from models.layers import SPP, WideDepthwise
 from utils.config import SeekerConfig
 
 SPP_KERNELS = (5, 9, 13)
-PRIOR = 0.01
-"""Share of active cells assumed before training; sets the first bias so that the loss starts calm."""
+PRIOR = 0.1
+"""Probability of an object in every cell before training; near the best constant of the weighted loss, so that it starts calm."""
 
 
 class ObjSeeker(nn.Module):

@@ -275,11 +275,15 @@ class HypConfig:
     label_smoothing: float = 0.0
     heatmap: float = 0.05
     """Weight of the heatmap loss against the detection loss."""
+    heatmap_stem: float = 0.1
+    """Share of the heatmap's gradient that reaches the stem, which the detector needs too."""
     heatmap_loss: HeatmapLossName = "bce"
     heatmap_tau: float = 0.5
     """Label value at a box corner (paper eq. 3)."""
     heatmap_warmup_epochs: float = 3.0
     """For this long the label alone, not the prediction, chooses the training patches."""
+    whole_map_epochs: float = 0.0
+    """For this long the whole map is trained on, uncut: a detector learns its classes there before it meets borders."""
     train_patches: TrainPatches = "selected"
     empty_patch_share: float = 0.1
     """Selected mode: probability that a patch without label and prediction is trained on all the same."""

@@ -1,4 +1,4 @@
-"""Training from random weights, when the heatmap is below its threshold everywhere, does not stand still."""
+"""How training starts: from random weights, with the heatmap below its threshold, on the whole map, in a shared stem."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.training import GRADIENT_LIMIT, clip_gradients
 from models.build import build_model
+from models.esod import scale_gradient
 from models.loss import DetectionLoss
-from models.training_patches import MIN_PATCHES, training_selector
-from utils.config import HypConfig, ModelConfig
+from models.training_patches import MIN_PATCHES, MOST_WARMUP, training_selector
+from utils.config import HypConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.heatmap import render_heatmap
 
 SIDE = 128
@@ -75,3 +77,97 @@ def test_the_first_step_reaches_every_weight(objects: bool) -> None:
     ]  # fmt: skip
     assert untouched == [] and still == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_the_whole_map_first() -> None:
+    """Until whole_map_epochs are over nothing is cut, but for no more than a part of the run."""
+    logits, label = torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
+
+    def patches(length: float, progress: float, epochs: int) -> int:
+        hyp = HypConfig(**{**vars(HYP), "whole_map_epochs": length, "train_patches": "uniform"})
+        selector = training_selector(label, SlicerConfig(), hyp, progress, epochs, torch.Generator())
+        return len(selector(logits))
+
+    whole, grid = 2, 2 * 8 * 8
+    assert patches(0.0, 0.0, 10) == grid
+    assert [patches(2.0, progress, 10) for progress in (0.0, 0.19, 0.21)] == [whole, whole, grid]
+    assert [patches(50.0, MOST_WARMUP + nearby, 10) for nearby in (-0.01, 0.01)] == [whole, grid]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_stem_takes_a_share_of_the_heatmaps_gradient(share: float) -> None:
+    """The values, the seeker's own gradient and evaluation are as without; the stem's is scaled."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(depth=0.33, width=0.125, num_classes=3)).train()
+    images, _, label = scene(objects=True)
+
+    def gradients(share: float) -> tuple[Tensor, Tensor, Tensor]:
+        model.heatmap_stem = share
+        model.zero_grad(set_to_none=True)
+        selector = training_selector(
+            label, model.config.slicer, HYP, 0.5, 10, torch.Generator().manual_seed(0)
+        )
+        logits = model(images, selector).heatmap_logits
+        assert logits is not None and model.seeker is not None
+        logits.square().sum().backward()
+        own, stem = (
+            torch.cat([torch.zeros(0), *(p.grad.flatten() for p in part.parameters() if p.grad is not None)])
+            for part in (model.seeker, model.stem)
+        )
+        return logits.detach(), own, stem
+
+    (logits, own, stem), (full_logits, full_own, full_stem) = gradients(share), gradients(1.0)
+    assert torch.equal(logits, full_logits)
+    assert torch.equal(own, full_own)
+    if share:
+        torch.testing.assert_close(stem, share * full_stem)
+    else:
+        assert not stem.numel()
+
+
+def test_scaled_gradients_by_hand() -> None:
+    values = torch.tensor([1.0, 2.0], requires_grad=True)
+    (scale_gradient(values, 0.25) * torch.tensor([1.0, 3.0])).sum().backward()
+    assert values.grad is not None
+    assert values.grad.tolist() == [0.25, 0.75]
+    assert scale_gradient(values.detach(), 0.25).requires_grad is False
+
+
+def test_the_heatmap_does_not_shorten_the_detectors_step() -> None:
+    """Each norm has its own limit; what was there before is told, and NaN comes through."""
+    model = build_model(ModelConfig(depth=0.33, width=0.125, num_classes=3))
+    assert model.seeker is not None
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight)
+    stem, seeker = next(model.stem.parameters()), next(model.seeker.parameters())
+    assert stem.grad is not None and seeker.grad is not None
+    stem.grad.view(-1)[0], seeker.grad.view(-1)[0] = 0.3 * GRADIENT_LIMIT, 40 * GRADIENT_LIMIT
+    assert clip_gradients(model).item() == pytest.approx(GRADIENT_LIMIT * (0.3**2 + 40**2) ** 0.5)
+    assert stem.grad.norm().item() == pytest.approx(0.3 * GRADIENT_LIMIT)
+    assert seeker.grad.norm().item() == pytest.approx(GRADIENT_LIMIT, rel=1e-4)
+    stem.grad.view(-1)[0] = 5 * GRADIENT_LIMIT
+    clip_gradients(model)
+    assert stem.grad.norm().item() == pytest.approx(GRADIENT_LIMIT, rel=1e-4)
+    for weight in (stem, seeker):
+        assert weight.grad is not None
+        weight.grad.view(-1)[0] = float("nan")
+        assert not torch.isfinite(clip_gradients(model))
+        weight.grad.zero_()
+
+
+def test_a_dense_model_is_limited_as_one() -> None:
+    model = build_model(
+        ModelConfig(
+            depth=0.33,
+            width=0.125,
+            num_classes=3,
+            seeker=SeekerConfig(kind="none"),
+            slicer=SlicerConfig(algorithm="none"),
+        )
+    )
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    before = clip_gradients(model).item()
+    assert before == pytest.approx(sum(p.numel() for p in model.parameters()) ** 0.5, rel=1e-4)
+    after = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm().item()
+    assert after == pytest.approx(GRADIENT_LIMIT, rel=1e-3)
