@@ -1,9 +1,10 @@
-"""How strongly each loss pulls at the shared stem: gradient norms over a few training batches. Changes nothing.
+"""How strongly each loss pulls at each part of a model: gradient norms over a few training batches. Changes nothing.
 
     python scripts/loss_gradients.py --data data/visdrone.yaml --cfg models/cfg/yolov5s.yaml --weights W --rect
 
 The stem serves the heatmap and the detector; a loss whose gradient there is many times the others' decides alone
-what it learns. Use it to set the weights in a hyp file.
+what it learns. The norm of all, of the detector (all but the seeker) and of the seeker, tells whether steps are shortened
+(`engine.training.GRADIENT_LIMIT`). Use it to set the weights in a hyp file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor
 
 from engine.setup import TrainingRun, build_run
-from engine.training import StepSettings, prepare
+from engine.training import GRADIENT_LIMIT, StepSettings, prepare
+from models.esod import ESOD
 from models.training_patches import training_selector
 from utils.cli import Parser, image_size, positive_int, run_main
 from utils.config import HypConfig, ModelOverrides, TrainConfig
@@ -31,10 +33,17 @@ EXAMPLES = (
 """Shown at the end of ``--help``."""
 
 
+ALL = "all"
+DETECTOR = "detector"
+PARTS = ("stem", "tokens", "deep", "neck", "head", "seeker", DETECTOR)
+"""Of a model, by the names of its modules; and all but the seeker."""
+
+
 def build_parser() -> Parser:
     """The command line."""
     parser = Parser(
-        "Print the gradient norm of each loss in the stem, over a few training batches.", examples=EXAMPLES
+        "Print the gradient norm of each loss in each part of a model, over a few training batches.",
+        examples=EXAMPLES,
     )
     parser.add_argument("--data", required=True, metavar="YAML", help="dataset")
     parser.add_argument("--cfg", required=True, metavar="YAML", help="model")
@@ -58,33 +67,46 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = select_device(args.device)
     with tempfile.TemporaryDirectory() as folder:
         run = build_run(config, hyp, ModelOverrides(), Path(folder), DistInfo(), device, weights=args.weights)
-    norms = torch.stack([batch_norms(run, number) for number in range(args.batches)])
-    print(f"\n{'loss':<10}{'median norm':>14}{'share':>9}   over {args.batches} batches of {args.batch_size}")
-    middle = norms.median(dim=0).values
-    for name, norm, share in zip(
-        run.criterion.names, middle.tolist(), (middle / middle.sum()).tolist(), strict=True
-    ):
-        print(f"{name:<10}{norm:>14.4f}{share:>9.0%}")
+    norms = torch.stack([batch_norms(run, number) for number in range(args.batches)]).median(dim=0).values
+    print(f"\nmedian norms over {args.batches} batches of {args.batch_size}")
+    print("\n".join(table_lines([*run.criterion.names, ALL], norms)))
+    print(f"a step's norm is limited to {GRADIENT_LIMIT:g}: the detector's, and the seeker's")
 
 
 def batch_norms(run: TrainingRun, number: int) -> Tensor:
-    """Norm of the gradient in the stem's parameters, per loss, for the number-th batch."""
+    """Norms of the gradients for the number-th batch: [losses + 1, PARTS]; the last row is of all losses together."""
     run.model.train()
     settings = StepSettings(run.hyp, run.model.config.slicer, run.device, None, accumulate=1)
     generator = torch.Generator().manual_seed(number)
     batch = prepare(next(islice(run.train_loader, number, None)), settings, generator)
     selector = training_selector(batch.heatmaps, settings.slicer, run.hyp, 0.5, run.config.epochs, generator)
     losses = run.criterion(run.model(batch.images, selector), batch.targets, batch.heatmaps)
-    stem = [parameter for parameter in run.model.stem.parameters() if parameter.requires_grad]
-    norms = []
-    for name in run.criterion.names:
-        if not losses[name].requires_grad:
-            norms.append(torch.zeros(()))
-            continue
-        gradients = torch.autograd.grad(losses[name], stem, retain_graph=True, allow_unused=True)
-        parts = [gradient.norm() for gradient in gradients if gradient is not None]
-        norms.append(torch.stack([torch.zeros((), device=run.device), *parts]).norm().cpu())
-    return torch.stack(norms)
+    return torch.stack([part_norms(run.model, losses[name]) for name in [*run.criterion.names, "total"]])
+
+
+def part_norms(model: ESOD, loss: Tensor) -> Tensor:
+    """Norms of a loss's gradient in each of `PARTS`; 0 where it does not reach."""
+    if not loss.requires_grad:
+        return torch.zeros(len(PARTS))
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+    squares = dict.fromkeys(PARTS, 0.0)
+    for name, gradient in zip(weights, gradients, strict=True):
+        if gradient is not None:
+            part, square = name.partition(".")[0], gradient.float().square().sum().item()
+            squares[part] += square
+            squares[DETECTOR] += square if part != "seeker" else 0.0
+    return torch.tensor([squares[part] for part in PARTS]).sqrt()
+
+
+def table_lines(names: Sequence[str], norms: Tensor) -> list[str]:
+    """A line per loss: norms by part, and the share of the summed norms in the stem."""
+    stem = norms[:-1, 0].sum().item()
+    lines = ["loss      " + "".join(f"{part:>10}" for part in PARTS) + f"{'of stem':>10}"]
+    for name, row in zip(names, norms.tolist(), strict=True):
+        share = f"{row[0] / stem:>10.0%}" if stem and name != ALL else ""
+        lines.append(f"{name:<10}" + "".join(f"{norm:>10.3f}" for norm in row) + share)
+    return lines
 
 
 if __name__ == "__main__":
