@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from utils.config import ModelConfig
 from utils.legacy_file import is_legacy
 from utils.pickle_reader import read_pickled_checkpoint
 from utils.typed_data import config_from_dict
+
+CLASS_LAYERS = {"cls_pred": 0, "predict": 5}
+"""Layers of the head that predict classes, by name: how many other numbers they predict of each anchor, before them."""
 
 
 @dataclass
@@ -105,7 +109,68 @@ def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
 
 
 def initialise(model: ESOD, weights: Weights) -> MatchReport:
-    """Copy every tensor that fits (by name and shape) into a model to be trained; tells which did not."""
-    report = match_state_dict(weights.state_dict, model.state_dict())
-    model.load_state_dict({key: weights.state_dict[key] for key in report.matched}, strict=False)
-    return report
+    """Copy every tensor that fits (by name and shape) into a model to be trained; tells which did not.
+
+    Of classes that both know, by name, the rows of the class layers are carried over to their new places; see `carry_classes`.
+    """
+    target = model.state_dict()
+    report = match_state_dict(weights.state_dict, target)
+    state = {key: weights.state_dict[key] for key in report.matched}
+    carried = carry_classes(weights, target, model.config)
+    model.load_state_dict(state | carried, strict=False)
+    if not carried:
+        return report
+    same = sorted(same_classes(weights.config.names, model.config.names))
+    return replace(report, carried=list(carried), classes=[model.config.names[new] for new in same])
+
+
+def carry_classes(weights: Weights, target: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The class layers of a model that know its classes as far as weights of other classes do.
+
+    Args:
+        weights: the source; without names of its classes nothing is carried.
+        target: state dict of the model; the rows of classes that the source does not know stay as they are.
+        config: of the model.
+
+    Returns:
+        New tensors by name; none where both have the same classes, or as many and no name in another place.
+    """
+    old_names, new_names = weights.config.names, config.names
+    same = same_classes(old_names, new_names)
+    in_place = all(new == old for new, old in same.items())
+    if not same or (in_place and len(old_names) == len(new_names)):
+        return {}
+    carried = {}
+    for key, new in target.items():
+        layer, _, kind = key.rpartition(".")
+        others = CLASS_LAYERS.get(layer.rpartition(".")[2]) if key.startswith("head.") else None
+        old, weight = weights.state_dict.get(key), weights.state_dict.get(f"{layer}.weight")
+        if others is None or old is None or weight is None or kind not in ("weight", "bias"):
+            continue
+        fits = weight.shape[1:] == target[f"{layer}.weight"].shape[1:]
+        old_rows, new_rows = others + len(old_names), others + len(new_names)
+        anchors = len(old) / old_rows
+        if fits and anchors == len(new) / new_rows and anchors.is_integer():
+            rows = old.unflatten(0, (-1, old_rows)), new.unflatten(0, (-1, new_rows))
+            carried[key] = _class_rows(*rows, others, same).flatten(0, 1)
+    return carried
+
+
+def _class_rows(old: Tensor, new: Tensor, others: int, same: dict[int, int]) -> Tensor:
+    """Rows [A, others + classes, …] with those of ``old`` for the other numbers and for the same classes."""
+    rows = new.clone()
+    rows[:, :others] = old[:, :others]
+    for new_place, old_place in same.items():
+        rows[:, others + new_place] = old[:, others + old_place]
+    return rows
+
+
+def same_classes(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
+    """Places in ``old`` by places in ``new`` of classes of the same name; case, spaces, hyphens and underscores aside."""
+    old_plain, new_plain = ([_plain_name(name) for name in names] for names in (old, new))
+    places = {name: place for place, name in enumerate(old_plain) if name}
+    return {place: places[name] for place, name in enumerate(new_plain) if name in places}
+
+
+def _plain_name(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())

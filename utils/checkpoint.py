@@ -15,7 +15,7 @@ import random
 import tempfile
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -177,6 +177,10 @@ class MatchReport:
     """In the source, not in the target."""
     shape_mismatch: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     """Name, shape in the source, shape in the target."""
+    carried: list[str] = field(default_factory=list)
+    """Class layers of the target that took the rows of some classes."""
+    classes: list[str] = field(default_factory=list)
+    """Which."""
 
     @property
     def complete(self) -> bool:
@@ -194,6 +198,10 @@ class MatchReport:
                 f"{name} {list(source)} → {list(target)}" for name, source, target in self.shape_mismatch
             ]
             lines.append(f"  {len(shapes)} of another shape (source → target): {_shortened(shapes)}")
+        if self.classes:
+            lines.append(
+                f"  {len(self.carried)} class layers know {_shortened(self.classes)} from the source"
+            )
         if self.unexpected:
             lines.append(
                 f"  {len(self.unexpected)} only in the source, not used: {_shortened(self.unexpected)}"
