@@ -194,6 +194,8 @@ def load_exported(
         raise ConfigError(
             "--head sparse: exported heads run on whole patches; leave it out, or give the .pt file"
         )
+    if changed.borders != config.borders:
+        raise ConfigError("--borders neighbours: exported patches see nothing beyond them; give the .pt file")
     if isinstance(network, TwoGraphs):
         return ExportedNetwork(network, changed)
     if changed != config:

@@ -61,6 +61,10 @@ def put_into(mode: Mode, model: ESOD, device: torch.device) -> ESOD:
     """
     if mode.graphs and device.type != "cuda":
         raise ConfigError("CUDA graphs (--graphs) need a GPU: leave it out on a CPU")
+    if model.surroundings is not None and (mode.compiled or mode.graphs):
+        raise ConfigError(
+            "borders neighbours: not with --compile and --graphs, whose code is made for patches alone"
+        )
     model.eval()
     if mode.folded:
         model.fuse()

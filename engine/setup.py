@@ -286,7 +286,7 @@ def resolve_model(
             raise ConfigError(
                 "--slicer none trains a model without heatmap, which --head sparse needs: leave one out"
             )
-        base = replace(base, seeker=SeekerConfig(kind="none"))
+        base = replace(base, seeker=SeekerConfig(kind="none"), borders="zeros")
     return replace(
         base,
         names=dataset.names,

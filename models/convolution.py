@@ -54,6 +54,7 @@ def _is_trained_on_cpu(conv: nn.Conv2d, x: Tensor) -> bool:
     """In float32, step by step, by the plain kind of convolution."""
     return (
         conv.training
+        and not conv._forward_pre_hooks  # which only a call of the module runs
         and torch.is_grad_enabled()
         and conv.weight.requires_grad
         and x.device.type == "cpu"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
+from models.borders import see_neighbours
 from models.coders import BoxCoder
 from models.head import DetectionHead
 from models.layers import Fusable
@@ -94,8 +95,8 @@ class Network(nn.Module):
 class ESOD(Network):
     """Efficient small-object detector; build one with `build_model`.
 
-    ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
-    are chosen and where the head runs is decided in each forward pass. ``recompute`` says which activations of
+    ``config`` may be replaced at any time by one that differs in slicer and head.sparse only (and in neither where it sees
+    neighbours, see `models.borders`): how patches are chosen and where the head runs is decided in each forward pass. ``recompute`` says which activations of
     a training step are computed once more in its backward pass instead of being kept; ``heatmap_stem`` which share of the
     heatmap's gradient reaches the stem, 0 to 1.
     """
@@ -114,6 +115,9 @@ class ESOD(Network):
         self.deep = backbone.deep
         self.neck = backbone.neck
         self.head = head
+        self.surroundings = (
+            see_neighbours((self.deep, self.neck, self.head)) if config.borders == "neighbours" else None
+        )
 
     @property
     def coder(self) -> BoxCoder:
@@ -160,6 +164,8 @@ class ESOD(Network):
         if self.tokens is not None:
             with timer.stage("tokens"):
                 features = self._mix(features, patches)
+        if self.surroundings is not None:
+            self.surroundings.place(patches, len(features), (features.shape[2], features.shape[3]))
         with timer.stage("gather"):
             cut = cut_patches(features, patches)
         with timer.stage("deep"):

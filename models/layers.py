@@ -166,14 +166,13 @@ class SPP(nn.Module):
     ) -> None:
         super().__init__()
         hidden = in_channels // 2
-        self.kernels = tuple(kernels)
+        self.pools = nn.ModuleList(nn.MaxPool2d(kernel, 1, kernel // 2) for kernel in kernels)
         self.cv1 = Conv(in_channels, hidden, 1, eps=eps)
-        self.cv2 = Conv(hidden * (len(self.kernels) + 1), out_channels, 1, eps=eps)
+        self.cv2 = Conv(hidden * (len(self.pools) + 1), out_channels, 1, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.cv1(x)
-        pooled = [F.max_pool2d(x, kernel, stride=1, padding=kernel // 2) for kernel in self.kernels]
-        return self.cv2(torch.cat((x, *pooled), dim=1))  # type: ignore[no-any-return]
+        return self.cv2(torch.cat((x, *(pool(x) for pool in self.pools)), dim=1))  # type: ignore[no-any-return]
 
 
 class SPPF(nn.Module):
@@ -184,14 +183,14 @@ class SPPF(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 5, eps: float = 1e-5) -> None:
         super().__init__()
         hidden = in_channels // 2
-        self.kernel = kernel
+        self.pool = nn.MaxPool2d(kernel, 1, kernel // 2)
         self.cv1 = Conv(in_channels, hidden, 1, eps=eps)
         self.cv2 = Conv(hidden * (self.POOLS + 1), out_channels, 1, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = [self.cv1(x)]
         for _ in range(self.POOLS):
-            pooled.append(F.max_pool2d(pooled[-1], self.kernel, stride=1, padding=self.kernel // 2))
+            pooled.append(self.pool(pooled[-1]))
         return self.cv2(torch.cat(pooled, dim=1))  # type: ignore[no-any-return]
 
 

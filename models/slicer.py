@@ -219,11 +219,13 @@ def _shift(occupied: Tensor, mode: str) -> Tensor:
         occupied: [..., n] bool.
 
     Returns int64 [...]: positive is away from the origin. "edge": by the leading margin when it is
-    strictly larger, else back by the trailing one. "center": by half their difference.
+    strictly larger, else back by the trailing one. "center": by half their difference. "none": 0.
     """
     occupied = occupied.int()
     leading = occupied.argmax(dim=-1)
     trailing = occupied.flip(-1).argmax(dim=-1)
+    if mode == "none":
+        return torch.zeros_like(leading)
     if mode == "edge":
         return torch.where(leading > trailing, leading, -trailing)
     return torch.div(leading - trailing, 2, rounding_mode="trunc")

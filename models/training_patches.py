@@ -34,7 +34,6 @@ class TrainingSelector:
         empty_share: probability that a patch without label and prediction is kept.
         use_prediction: False during warm-up.
         generator: of the random empties, on the CPU.
-        whole: nothing is cut.
     """
 
     label: Tensor
@@ -43,12 +42,11 @@ class TrainingSelector:
     empty_share: float
     use_prediction: bool
     generator: torch.Generator
-    whole: bool = False
 
     def __call__(self, logits: Tensor) -> Patches:
         """Patches from heatmap logits [B, 1, H/8, W/8]."""
         map_hw = (logits.shape[2], logits.shape[3])
-        if self.whole or self.slicer.algorithm == "none":
+        if self.slicer.algorithm == "none":
             return whole_map(len(logits), map_hw, logits.device)
         grid = fixed_grid(len(logits), map_hw, self.slicer.patches_per_side, logits.device)
         if self.mode == "uniform":
@@ -80,12 +78,10 @@ def training_selector(
         slicer, hyp: of the run.
         progress: share of the run that is over, 0–1.
         epochs: of the run. The label alone chooses for hyp.heatmap_warmup_epochs, but for no more than
-            `MOST_WARMUP` of the run: a short run must see its own predictions too. So with hyp.whole_map_epochs.
+            `MOST_WARMUP` of the run: a short run must see its own predictions too.
         generator: of this step's random numbers.
     """
-    warmup, whole = (
-        min(length / epochs, MOST_WARMUP) for length in (hyp.heatmap_warmup_epochs, hyp.whole_map_epochs)
-    )
+    warmup = min(hyp.heatmap_warmup_epochs / epochs, MOST_WARMUP)
     return TrainingSelector(
         label=label,
         slicer=slicer,
@@ -93,7 +89,6 @@ def training_selector(
         empty_share=hyp.empty_patch_share,
         use_prediction=progress >= warmup,
         generator=generator,
-        whole=progress < whole,
     )
 
 

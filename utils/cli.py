@@ -219,7 +219,7 @@ def add_image_size_argument(
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--slicer --head --heatmap-thres --max-patches``; each None unless given, see `model_overrides`."""
+    """``--slicer --head --heatmap-thres --max-patches --borders``; each None unless given, see `model_overrides`."""
     group = parser.add_argument_group("model (default: as in the checkpoint, or in --cfg)")
     group.add_argument(
         "--slicer",
@@ -242,6 +242,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         type=non_negative_int,
         metavar="N",
         help="at most this many patches per image, best first; 0: no limit",
+    )
+    group.add_argument(
+        "--borders",
+        choices=("zeros", "neighbours"),
+        help="what a patch's layers see beyond its border: zeros, or what the kept patches beside it hold there",
     )
 
 
@@ -270,7 +275,7 @@ def check_nms_options(parser: Parser, options: argparse.Namespace) -> None:
 
 def model_overrides(args: argparse.Namespace) -> ModelOverrides:
     """What the `add_model_arguments` options change about a model."""
-    return ModelOverrides(args.slicer, args.head, args.heatmap_thres, args.max_patches)
+    return ModelOverrides(args.slicer, args.head, args.heatmap_thres, args.max_patches, args.borders)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser, task: str) -> None:

@@ -24,6 +24,7 @@ COCO_ANCHORS: Anchors = [
 ]
 
 SlicerAlgorithm = Literal["grid", "greedy", "none"]
+Borders = Literal["zeros", "neighbours"]
 TrainPatches = Literal["selected", "uniform"]
 Recompute = Literal["none", "stem", "all"]
 """Whose activations are computed again in the backward pass: nothing's, the stem's, the whole body's and neck's."""
@@ -59,9 +60,10 @@ class SlicerConfig:
     patches_per_side: int = 8
     threshold: float = 0.5
     """A cell is active when sigmoid(logit) ≥ threshold."""
-    shift: Literal["center", "edge"] = "center"
+    shift: Literal["center", "edge", "none"] = "center"
     """How a patch moves over its empty margin: ``center`` puts its active cells in the middle; ``edge`` is
-    the released rule (towards the larger margin until the active cells touch the border), kept for parity."""
+    the released rule (towards the larger margin until the active cells touch the border), kept for parity; ``none``: not at
+    all."""
     max_patches: int | None = None
     """Patch budget per image, best first; None: no limit."""
 
@@ -152,6 +154,10 @@ class ModelConfig:
     'center'."""
     transformer: bool = False
     """Last C3 with transformer blocks, in which the patches of an image look at each other; YOLOv5 family only."""
+    borders: Borders = "zeros"
+    """What the layers behind the slicer see beyond a patch's border: ``zeros`` (the paper) or ``neighbours``, what the kept
+    patches beside it hold there (`models.borders`). Of convolutional families, with slicer.algorithm grid and
+    slicer.shift none."""
     bn_eps: float = 1e-5
     """BatchNorm epsilon: 1e-5 in ESOD, 1e-3 in YOLOv5's own files."""
     gpvit: GPViTConfig = field(default_factory=GPViTConfig)
@@ -197,6 +203,26 @@ class ModelConfig:
             raise ConfigError(f"transformer: for family 'yolov5' only, not {self.family!r}: leave it out")
         if self.fine_level:
             self._check_fine_level()
+        if self.borders == "neighbours":
+            self._check_borders()
+
+    def _check_borders(self) -> None:
+        if self.family not in ("yolov5", "yolov8", "rtmdet") or self.transformer:
+            raise ConfigError(
+                f"borders neighbours: for convolutional models of the families 'yolov5', 'yolov8' and 'rtmdet', not "
+                f"{'one with transformer' if self.transformer else repr(self.family)}: use --borders zeros"
+            )
+        if self.slicer.algorithm == "greedy" or (
+            self.slicer.algorithm == "grid" and self.slicer.shift != "none"
+        ):
+            raise ConfigError(
+                "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in the "
+                f"model's file; here it is {self.slicer.algorithm} with shift {self.slicer.shift}: change it, or use --borders zeros"
+            )
+        if self.head.sparse:
+            raise ConfigError(
+                "borders neighbours: the sparse head sees one patch at a time; use --head dense"
+            )
 
     def _check_fine_level(self) -> None:
         if self.family not in ("yolov5", "yolov8") or self.head.kind == "center":
@@ -219,6 +245,7 @@ class ModelOverrides:
     heatmap_thres: float | None = None
     max_patches: int | None = None
     """0: no limit."""
+    borders: Borders | None = None
 
     def apply(self, config: ModelConfig) -> ModelConfig:
         """The configuration with these changes.
@@ -237,7 +264,10 @@ class ModelOverrides:
             slicer = dataclasses.replace(slicer, max_patches=self.max_patches or None)
         if self.head is not None:
             head = dataclasses.replace(head, sparse=self.head == "sparse")
-        return dataclasses.replace(config, slicer=slicer, head=head)
+        borders = self.borders or config.borders
+        if self.borders == "neighbours":
+            slicer = dataclasses.replace(slicer, shift="none")
+        return dataclasses.replace(config, slicer=slicer, head=head, borders=borders)
 
 
 @dataclass(frozen=True)
@@ -282,8 +312,6 @@ class HypConfig:
     """Label value at a box corner (paper eq. 3)."""
     heatmap_warmup_epochs: float = 3.0
     """For this long the label alone, not the prediction, chooses the training patches."""
-    whole_map_epochs: float = 0.0
-    """For this long the whole map is trained on, uncut: a detector learns its classes there before it meets borders."""
     train_patches: TrainPatches = "selected"
     empty_patch_share: float = 0.1
     """Selected mode: probability that a patch without label and prediction is trained on all the same."""

@@ -13,6 +13,7 @@ REFUSED = {
     "image, which is no fixed graph",
     "transformer": "its patches attend to those of the same image, grouped by how many each image has, which is no "
     "fixed graph",
+    "borders neighbours": "its patches read what those beside them hold, of which each image has others",
 }
 """What cannot be exported → why."""
 
@@ -59,6 +60,8 @@ def check_exportable(model: ESOD) -> None:
     Raises:
         ConfigError: with the reason.
     """
-    name = "transformer" if model.config.transformer else model.config.family
+    name: str = "transformer" if model.config.transformer else model.config.family
+    if model.config.borders != "zeros":
+        name = "borders neighbours"
     if name in REFUSED:
         raise ConfigError(f"{name} cannot be exported: {REFUSED[name]}; run the .pt file")

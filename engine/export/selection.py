@@ -71,6 +71,8 @@ class GridSelection(nn.Module):
 
     def _shift(self, occupied: Tensor, index: Tensor) -> Tensor:
         """`models.slicer._shift` of 0–1 floats [..., n] with index 0 … n − 1."""
+        if self.config.shift == "none":
+            return torch.zeros_like(occupied[..., 0])
         last = index.numel() - 1
         anything = occupied.amax(dim=-1)
         nothing = (1 - occupied) * (last + 1)

@@ -1,4 +1,4 @@
-"""How training starts: from random weights, with the heatmap below its threshold, on the whole map, in a shared stem."""
+"""How training starts: from random weights, with the heatmap below its threshold, in a shared stem."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from engine.training import GRADIENT_LIMIT, clip_gradients
 from models.build import build_model
 from models.esod import scale_gradient
 from models.loss import DetectionLoss
-from models.training_patches import MIN_PATCHES, MOST_WARMUP, training_selector
+from models.training_patches import MIN_PATCHES, training_selector
 from utils.config import HypConfig, ModelConfig, SeekerConfig, SlicerConfig
 from utils.heatmap import render_heatmap
 
@@ -77,21 +77,6 @@ def test_the_first_step_reaches_every_weight(objects: bool) -> None:
     ]  # fmt: skip
     assert untouched == [] and still == []
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-
-
-def test_the_whole_map_first() -> None:
-    """Until whole_map_epochs are over nothing is cut, but for no more than a part of the run."""
-    logits, label = torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
-
-    def patches(length: float, progress: float, epochs: int) -> int:
-        hyp = HypConfig(**{**vars(HYP), "whole_map_epochs": length, "train_patches": "uniform"})
-        selector = training_selector(label, SlicerConfig(), hyp, progress, epochs, torch.Generator())
-        return len(selector(logits))
-
-    whole, grid = 2, 2 * 8 * 8
-    assert patches(0.0, 0.0, 10) == grid
-    assert [patches(2.0, progress, 10) for progress in (0.0, 0.19, 0.21)] == [whole, whole, grid]
-    assert [patches(50.0, MOST_WARMUP + nearby, 10) for nearby in (-0.01, 0.01)] == [whole, grid]
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])

@@ -1,0 +1,129 @@
+"""What the layers behind the slicer see beyond the border of a patch: zeros, or what the patch beside it holds there.
+
+Cut out of the map, a patch has lost what lies around it. With zeros there (the paper), every 3×3 convolution carries the
+border one position further in; at stride 32 a patch of 64 pixels is 2×2 positions, all of them at the border. But objects
+come in groups: beside a kept patch there often is another one. With ``borders: neighbours`` each layer reads
+beyond the border what it computed there for the neighbour, so that an object on the border of two kept patches is seen whole, and a
+network trained on whole images finds in patches nearly what it knows. Where all patches are kept it is the dense network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.slicer import Patches
+
+OUTSIDE = -1
+"""Place of a position that lies in no patch."""
+
+
+class Surroundings:
+    """Where the patches of a forward pass lie; all layers of one model share it.
+
+    `place` is called before the layers run. It holds until the next call, since a backward pass may run layers once more; so
+    one model must not be run by two threads at the same time.
+    """
+
+    def __init__(self) -> None:
+        self._patches: Patches | None = None
+        self._batch, self._map_hw = 0, (0, 0)
+        self._places: dict[tuple[int, int, int, int], Tensor] = {}
+
+    def place(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
+        """Patches of ``batch`` maps of this height and width in cells, their corners at multiples of 4 cells."""
+        whole = patches.size_cell == map_hw
+        self._patches = None if whole else patches
+        self._batch, self._map_hw = batch, map_hw
+        self._places = {}
+
+    def extend(self, x: Tensor, padding: tuple[int, int], fill: float) -> Tensor:
+        """Patches [K, C, h, w] with ``padding`` rows and columns around each: [K, C, h + 2·rows, w + 2·columns].
+
+        There is what other patches of the same image hold there, and ``fill`` where none lies.
+        """
+        rows, columns = padding
+        if self._patches is None:
+            return F.pad(x, (columns, columns, rows, rows), value=fill)
+        patches, channels, height, width = x.shape
+        key = (height, width, rows, columns)
+        if key not in self._places:
+            self._places[key] = places_around(
+                self._patches, self._batch, self._map_hw, (height, width), padding
+            )
+        place = self._places[key]
+        values = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place.clamp(min=0).flatten())
+        values = values.masked_fill_((place == OUTSIDE).view(-1, 1), fill)
+        return values.view(patches, height + 2 * rows, width + 2 * columns, channels).permute(0, 3, 1, 2)
+
+
+def places_around(
+    patches: Patches, batch: int, map_hw: tuple[int, int], patch_hw: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """Which position of which patch lies where around each patch, at one level.
+
+    Args:
+        patches: K, with corners at multiples of 4 cells.
+        batch: number of maps.
+        map_hw: of each, in cells.
+        patch_hw: height and width (h, w) of a patch in positions of the level.
+        padding: (rows, columns) around it.
+
+    Returns:
+        [K, h + 2·rows, w + 2·columns] int64: patch · h · w + row · w + column, or `OUTSIDE`. A position of its own is
+        always that of the patch itself; of several others that overlap, the last one's.
+    """
+    (height, width), (rows, columns), size = patch_hw, padding, patches.size_cell
+    device = patches.xyxy_cell.device
+    map_height, map_width = map_hw[0] * height // size[0], map_hw[1] * width // size[1]
+    own = torch.arange(len(patches) * height * width, device=device).view(-1, height, width)
+    # Corners at the level, in a map with the padding around it.
+    top = (patches.xyxy_cell[:, 1] * height // size[0]).view(-1, 1, 1)
+    left = (patches.xyxy_cell[:, 0] * width // size[1]).view(-1, 1, 1)
+    image = patches.image_index.view(-1, 1, 1)
+    full_height, full_width = map_height + 2 * rows, map_width + 2 * columns
+
+    def cells(y_from: int, y_count: int, x_from: int, x_count: int) -> Tensor:
+        y = top + torch.arange(y_from, y_from + y_count, device=device).view(1, -1, 1)
+        x = left + torch.arange(x_from, x_from + x_count, device=device).view(1, 1, -1)
+        return (image * full_height + y) * full_width + x
+
+    places = torch.full((batch * full_height * full_width,), OUTSIDE, dtype=torch.int64, device=device)
+    places.scatter_reduce_(0, cells(rows, height, columns, width).flatten(), own.flatten(), "amax")
+    around = places[cells(0, height + 2 * rows, 0, width + 2 * columns)]
+    around[:, rows : rows + height, columns : columns + width] = own
+    return around
+
+
+class _Extend:
+    """Before a layer runs: extends its input by what the layer would have padded."""
+
+    def __init__(self, surroundings: Surroundings, padding: tuple[int, int], fill: float) -> None:
+        self.surroundings, self.padding, self.fill = surroundings, padding, fill
+
+    def __call__(self, layer: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+        return self.surroundings.extend(inputs[0], self.padding, self.fill)
+
+
+def see_neighbours(parts: Iterable[nn.Module]) -> Surroundings:
+    """Let all convolutions and poolings of these parts, in place, see what lies around patches."""
+    surroundings = Surroundings()
+    for layer in (layer for part in parts for layer in part.modules()):
+        if not isinstance(layer, (nn.Conv2d, nn.MaxPool2d)):
+            continue
+        padding = _pair(layer.padding)
+        if any(padding):
+            fill = 0.0 if isinstance(layer, nn.Conv2d) else -torch.inf
+            layer.register_forward_pre_hook(_Extend(surroundings, padding, fill))
+            layer.padding = (0, 0)
+    return surroundings
+
+
+def _pair(value: object) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    assert isinstance(value, tuple) and len(value) == 2
+    return int(value[0]), int(value[1])
