@@ -12,22 +12,27 @@ from models.slicer import STRIDE, Patches
 NEIGHBOUR_REACH = 0.5
 """An object also belongs to the neighbouring grid position its centre is nearer to than this."""
 
+MAX_REACH_PX = 32
+"""The coarsest stride: an object may belong to a position whose middle is half of it away from its centre."""
+
 
 @dataclass
 class PatchTargets:
-    """Objects seen from the patches that hold their centre; an object in two overlapping patches counts twice.
+    """Objects seen from the patches that may answer for them.
 
     Attributes:
         patch: [N] int64.
         label: [N] int64 class.
         xy_px: [N, 2] centre in input pixels, relative to the patch's top left corner.
         wh_px: [N, 2].
+        object: [N] int64 below N, ascending: the same number where patches answer for an object together.
     """
 
     patch: Tensor
     label: Tensor
     xy_px: Tensor
     wh_px: Tensor
+    object: Tensor
 
 
 @dataclass
@@ -49,21 +54,33 @@ class Assignment:
     wh_px: Tensor
 
 
-def targets_in_patches(targets: Tensor, patches: Patches, input_hw: tuple[int, int]) -> PatchTargets:
-    """Pair every object with each patch of its image that holds its centre.
+def targets_in_patches(
+    targets: Tensor, patches: Patches, input_hw: tuple[int, int], across: bool = False
+) -> PatchTargets:
+    """Pair every object with each patch of its image that holds its centre, or that it reaches into.
 
     Args:
         targets: [T, 6] (image, class, cx, cy, w, h), boxes in 0–1 of the input.
         patches: of the batch.
         input_hw: input height and width in pixels.
+        across: False: patches know nothing of each other. Those that hold the centre answer, each for itself: in two
+            overlapping ones an object counts twice. True (`models.borders`): all that the box reaches into answer together;
+            a side counts as at least `MAX_REACH_PX`.
     """
     scale = targets.new_tensor([input_hw[1], input_hw[0]])
     xy, wh = targets[:, 2:4] * scale, targets[:, 4:6] * scale
     box = patches.xyxy_cell.to(targets.dtype) * STRIDE
-    inside = (xy.unsqueeze(1) >= box[:, :2]) & (xy.unsqueeze(1) < box[:, 2:])
+    # By pixels beyond the centre: a patch begins at or before the last of them and ends behind the first.
+    reach = wh.clamp(min=MAX_REACH_PX).unsqueeze(1) / 2 if across else 0
+    inside = (xy.unsqueeze(1) + reach >= box[:, :2]) & (xy.unsqueeze(1) - reach < box[:, 2:])
     same_image = targets[:, :1].long() == patches.image_index
     index, patch = (same_image & inside.all(dim=2)).nonzero(as_tuple=True)
-    return PatchTargets(patch, targets[index, 1].long(), xy[index] - box[patch, :2], wh[index])
+    together = (
+        torch.unique_consecutive(index, return_inverse=True)[1]
+        if across
+        else torch.arange(len(index), device=index.device)
+    )
+    return PatchTargets(patch, targets[index, 1].long(), xy[index] - box[patch, :2], wh[index], together)
 
 
 def assign_level(
@@ -97,7 +114,8 @@ def assign_level(
 def _cells_around(xy: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Grid cells (x, y) of centres xy [N,2] and their nearest neighbours inside the grid, with source index."""
     limit = xy.new_tensor([grid_hw[1], grid_hw[0]]).long()
-    home = torch.minimum(xy.long(), limit - 1)
+    # A centre that rounding put onto the far border is in the last cell.
+    home = torch.where(xy == limit, limit - 1, xy.floor().long())
     step = torch.where(xy - home < NEIGHBOUR_REACH, -1, 1)
     zero = torch.zeros_like(step[:, 0])
     beside = home + torch.stack((step[:, 0], zero), dim=1)

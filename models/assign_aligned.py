@@ -101,11 +101,14 @@ def assign_aligned(
     overlap = plain_iou(cxcywh_px, wanted)
     log_t = log_alignment(class_prob, overlap)
 
-    chosen = top_of_each(target, log_t, POSITIONS_PER_OBJECT)
+    # Of all patches together where they answer together.
+    thing = targets.object[target]
+    chosen = top_of_each(thing, log_t, POSITIONS_PER_OBJECT)
     # These go object by object: of equal overlaps at a position the first is the first object's.
     chosen = chosen[top_of_each(position[chosen], overlap[chosen], 1)]
     target, position, overlap, log_t = target[chosen], position[chosen], overlap[chosen], log_t[chosen]
-    return AlignedAssignment(position, target, target_scores(target, log_t, overlap, len(targets.patch)))
+    score = target_scores(thing[chosen], log_t, overlap, len(targets.patch))
+    return AlignedAssignment(position, target, score)
 
 
 def candidate_pairs(targets: PatchTargets, grids: Sequence[LevelGrid]) -> CandidatePairs:

@@ -50,7 +50,9 @@ def levels_of(wh_px: Tensor) -> Tensor:
 def targets_of_level(targets: PatchTargets, number: int) -> PatchTargets:
     """Those objects that belong to a level."""
     own = levels_of(targets.wh_px) == number
-    return PatchTargets(targets.patch[own], targets.label[own], targets.xy_px[own], targets.wh_px[own])
+    patch = targets.patch[own]
+    alone = torch.arange(len(patch), device=patch.device)
+    return PatchTargets(patch, targets.label[own], targets.xy_px[own], targets.wh_px[own], alone)
 
 
 def assign_centres(targets: PatchTargets, stride: int, grid_hw: tuple[int, int]) -> CentreAssignment:

@@ -48,6 +48,7 @@ class DetectionLoss(nn.Module):
         """
         super().__init__()
         self.hyp = hyp
+        self.across = config.borders == "neighbours"
         self.head = build_head_loss(config, hyp)
         self.names = (*cast(HeadLoss, self.head).names, "heatmap")
         self.reduce_counts = reduce_counts or (lambda counts: counts)
@@ -69,7 +70,7 @@ class DetectionLoss(nn.Module):
         """
         map_hw = (heatmaps.shape[2], heatmaps.shape[3])
         input_hw = (map_hw[0] * STRIDE, map_hw[1] * STRIDE)
-        in_patch = targets_in_patches(targets, output.patches, input_hw)
+        in_patch = targets_in_patches(targets, output.patches, input_hw, self.across)
         terms = self.head(output, in_patch, len(heatmaps))
         heat = self._heatmap(output.heatmap_logits, targets, heatmaps)
         weight = self.hyp.heatmap * cast(HeadLoss, self.head).magnitude

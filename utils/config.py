@@ -219,6 +219,10 @@ class ModelConfig:
                 "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in the "
                 f"model's file; here it is {self.slicer.algorithm} with shift {self.slicer.shift}: change it, or use --borders zeros"
             )
+        if self.head.kind == "center":
+            raise ConfigError(
+                "borders neighbours: a centre answers in its patch alone; use any head.kind but 'center'"
+            )
         if self.head.sparse:
             raise ConfigError(
                 "borders neighbours: the sparse head sees one patch at a time; use --head dense"

@@ -132,5 +132,9 @@ def crowd(objects: int, patches: int, size_px: tuple[int, int], seed: int) -> Pa
     wh = 2 * 40 ** torch.rand(objects, 2, generator=g)
     patch = torch.randint(max(patches, 1), (objects,), generator=g)
     return PatchTargets(
-        patch, torch.randint(3, (objects,), generator=g), torch.minimum(xy.clamp(min=0), size), wh
+        patch,
+        torch.randint(3, (objects,), generator=g),
+        torch.minimum(xy.clamp(min=0), size),
+        wh,
+        torch.arange(objects),
     )

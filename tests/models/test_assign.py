@@ -13,7 +13,11 @@ ONE_ANCHOR = torch.tensor([[16.0, 16.0]])
 
 def target_at(x: float, y: float, w: float = 16, h: float = 16, patch: int = 0) -> PatchTargets:
     return PatchTargets(
-        torch.tensor([patch]), torch.tensor([2]), torch.tensor([[x, y]]), torch.tensor([[w, h]])
+        torch.tensor([patch]),
+        torch.tensor([2]),
+        torch.tensor([[x, y]]),
+        torch.tensor([[w, h]]),
+        torch.tensor([0]),
     )
 
 

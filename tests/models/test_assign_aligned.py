@@ -36,7 +36,7 @@ def objects(boxes: Sequence[Sequence[float]], patch: int = 0, label: int = 0) ->
     """Objects (cx, cy, w, h) of one class in one patch."""
     rows = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
     same = torch.ones(len(rows), dtype=torch.int64)
-    return PatchTargets(same * patch, same * label, rows[:, :2], rows[:, 2:])
+    return PatchTargets(same * patch, same * label, rows[:, :2], rows[:, 2:], torch.arange(len(rows)))
 
 
 def number_of_positions(grids: list[LevelGrid], patches: int) -> int:
@@ -228,7 +228,9 @@ def test_order_of_objects_changes_only_their_names() -> None:
     prob, boxes = guesses(targets, grids, 1, 3)
     found = assign_from(targets, grids, prob, boxes)
     back = torch.arange(19, -1, -1)
-    turned = PatchTargets(targets.patch[back], targets.label[back], targets.xy_px[back], targets.wh_px[back])
+    turned = PatchTargets(
+        targets.patch[back], targets.label[back], targets.xy_px[back], targets.wh_px[back], targets.object
+    )
     again = assign_from(turned, grids, prob, boxes)
     assert torch.equal(found.position, again.position) and torch.equal(found.score, again.score)
     assert torch.equal(found.target, back[again.target])

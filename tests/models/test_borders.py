@@ -12,11 +12,13 @@ from torch import Tensor
 from engine.benchmark.variants import lively_model
 from engine.export.graphs import check_exportable
 from engine.modes import PLAIN, Mode, put_into
+from models.assign import targets_in_patches
 from models.borders import OUTSIDE, Surroundings, places_around
 from models.build import build_model
 from models.esod import ESOD
+from models.loss import DetectionLoss
 from models.slicer import Patches, fixed_grid, whole_map
-from utils.config import ConfigError, HeadConfig, ModelConfig, ModelOverrides, SlicerConfig
+from utils.config import ConfigError, HeadConfig, HypConfig, ModelConfig, ModelOverrides, SlicerConfig
 
 GRID = SlicerConfig(shift="none")
 
@@ -53,7 +55,7 @@ def maps_of(model: ESOD, images: Tensor, patches: Patches) -> dict[tuple[int, ..
         ("yolov5", "single", {"body": "v6"}),
         ("yolov5", "dfl", {"fine_level": True}),
         ("yolov8", "dfl", {}),
-        ("yolov8", "center", {}),
+        ("yolov8", "decoupled", {}),
     ],
 )
 def test_all_patches_together_are_the_dense_network(
@@ -148,6 +150,56 @@ def test_training_is_as_of_the_whole_map(recompute: str) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, atol=1e-3 * scale + 1e-7, rtol=1e-2, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("family", "kind"), [("yolov8", "dfl"), ("yolov5", "decoupled"), ("yolov5", "single")]
+)
+def test_losses_are_those_of_the_whole_map(family: str, kind: str) -> None:
+    """Objects on borders and corners of patches too: who answers for them does not ask where patches end."""
+    model = network(family, kind).train()
+    criterion = DetectionLoss(model.config, HypConfig())
+    g = torch.Generator().manual_seed(0)
+    centre = torch.cat(
+        (torch.rand(40, 2, generator=g), torch.tensor([[0.5, 0.5], [0.25, 0.51], [0.126, 0.874], [1.0, 1.0]]))
+    )
+    side = torch.cat(
+        (
+            torch.rand(40, 2, generator=g) * 0.3 + 0.01,
+            torch.tensor([[0.4, 0.02], [0.01, 0.01], [0.2, 0.2], [0.1, 0.1]]),
+        )
+    )
+    centre = torch.minimum(torch.maximum(centre, side / 2), 1 - side / 2)
+    first = torch.stack((torch.arange(44) % 2, torch.arange(44) % 3), dim=1)
+    targets = torch.cat((first, centre, side), dim=1)
+    images, heatmaps = torch.rand(2, 3, 512, 512, generator=g), torch.zeros(2, 1, 64, 64)
+    losses = []
+    for patches in (
+        fixed_grid(2, (64, 64), 8, torch.device("cpu")),
+        whole_map(2, (64, 64), torch.device("cpu")),
+    ):
+        with torch.no_grad():
+            losses.append(
+                criterion(
+                    deepcopy(model)(images, select=lambda _, patches=patches: patches), targets, heatmaps
+                )
+            )
+    for name, value in losses[1].items():
+        torch.testing.assert_close(losses[0][name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_who_answers() -> None:
+    """An object is seen by the patches that it reaches into, together; without neighbours by that of its centre."""
+    patches = patches_of([(0, 0), (4, 0), (0, 4), (4, 0)], [0, 0, 0, 1])
+    targets = torch.tensor(
+        [[0, 1, 0.45, 0.2, 0.3, 0.1], [0, 2, 0.9, 0.2, 0.02, 0.02], [1, 0, 0.6, 0.1, 0.3, 0.1]]
+    )
+    alone = targets_in_patches(targets, patches, (64, 64))
+    assert alone.patch.tolist() == [0, 1, 3] and alone.object.tolist() == [0, 1, 2]
+    together = targets_in_patches(targets, patches, (64, 64), across=True)
+    assert together.patch.tolist() == [0, 1, 1, 3] and together.object.tolist() == [0, 0, 1, 2]
+    assert together.label.tolist() == [1, 1, 2, 0]
+    torch.testing.assert_close(together.xy_px[:2, 0], torch.tensor([28.8, -3.2]))
+
+
 def test_no_patch_at_all() -> None:
     model = network("yolov8")
     empty = Patches(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64), (4, 4))
@@ -188,6 +240,7 @@ def test_the_same_weights_with_and_without() -> None:
         ({"slicer": SlicerConfig("greedy", shift="none")}, "side by side"),
         ({"slicer": SlicerConfig("grid")}, "side by side"),
         ({"head": HeadConfig(sparse=True)}, "--head dense"),
+        ({"head": HeadConfig("center")}, "center"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options: dict[str, object], message: str) -> None:

@@ -70,7 +70,7 @@ def test_levels_by_the_longer_side() -> None:
 
 def test_every_object_is_in_one_level() -> None:
     wh = torch.rand(50, 2) * 300
-    targets = PatchTargets(torch.arange(50), torch.zeros(50).long(), torch.rand(50, 2), wh)
+    targets = PatchTargets(torch.arange(50), torch.zeros(50).long(), torch.rand(50, 2), wh, torch.arange(50))
     patches = torch.cat([targets_of_level(targets, number).patch for number in range(3)])
     assert sorted(patches.tolist()) == list(range(50))
 
@@ -82,6 +82,7 @@ def test_cells_by_hand() -> None:
         torch.tensor([1, 0, 2]),
         torch.tensor([[20.0, 14.0], [0.0, 0.0], [64.0, 31.9]]),
         torch.tensor([[12.0, 40.0], [8.0, 8.0], [4.0, 4.0]]),
+        torch.arange(3),
     )
     found = assign_centres(targets, 8, (4, 8))
     # A centre that rounding put onto the far border is in the last cell.

@@ -160,6 +160,7 @@ def test_object_in_two_patches_counts_in_both() -> None:
         label=targets.label.repeat(2),
         xy_px=targets.xy_px.repeat(2, 1),
         wh_px=targets.wh_px.repeat(2, 1),
+        object=torch.arange(2 * len(targets.patch)),
     )
     twice = parts(DistanceLoss(BINS, HypConfig())(output_of(doubled, (64, 64), 2), both, 1))
     for name in PARTS:
