@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.slicer import Patches
+from utils.config import ModelConfig
+from utils.typed_data import ConfigError
 
 OUTSIDE = -1
 """Place of a position that lies in no patch."""
@@ -127,3 +129,30 @@ def _pair(value: object) -> tuple[int, int]:
         return value, value
     assert isinstance(value, tuple) and len(value) == 2
     return int(value[0]), int(value[1])
+
+
+def check_neighbours(config: ModelConfig) -> None:
+    """Refuse a model whose patches cannot see each other.
+
+    Raises:
+        ConfigError: says what to use instead.
+    """
+    if config.family not in ("yolov5", "yolov8") or config.transformer:
+        kind = "one with transformer" if config.transformer else repr(config.family)
+        raise ConfigError(
+            f"borders neighbours: for the families 'yolov5' and 'yolov8' without transformer, not for {kind}: use "
+            "--borders zeros"
+        )
+    if config.slicer.algorithm == "greedy" or (
+        config.slicer.algorithm == "grid" and config.slicer.shift != "none"
+    ):
+        raise ConfigError(
+            "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in the "
+            f"model's file; here it is {config.slicer.algorithm} with shift {config.slicer.shift}: change it, or use --borders zeros"
+        )
+    if config.head.kind == "center":
+        raise ConfigError(
+            "borders neighbours: a centre answers in its patch alone; use any head.kind but 'center'"
+        )
+    if config.head.sparse:
+        raise ConfigError("borders neighbours: the sparse head sees one patch at a time; use --head dense")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
-from models.borders import see_neighbours
+from models.borders import check_neighbours, see_neighbours
 from models.coders import BoxCoder
 from models.head import DetectionHead
 from models.layers import Fusable
@@ -115,9 +115,10 @@ class ESOD(Network):
         self.deep = backbone.deep
         self.neck = backbone.neck
         self.head = head
-        self.surroundings = (
-            see_neighbours((self.deep, self.neck, self.head)) if config.borders == "neighbours" else None
-        )
+        self.surroundings = None
+        if config.borders == "neighbours":
+            check_neighbours(config)
+            self.surroundings = see_neighbours((self.deep, self.neck, self.head))
 
     @property
     def coder(self) -> BoxCoder:

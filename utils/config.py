@@ -156,7 +156,7 @@ class ModelConfig:
     """Last C3 with transformer blocks, in which the patches of an image look at each other; YOLOv5 family only."""
     borders: Borders = "zeros"
     """What the layers behind the slicer see beyond a patch's border: ``zeros`` (the paper) or ``neighbours``, what the kept
-    patches beside it hold there (`models.borders`). Of convolutional families, with slicer.algorithm grid and
+    patches beside it hold there (`models.borders`). Of YOLOv5 and YOLOv8, with slicer.algorithm grid and
     slicer.shift none."""
     bn_eps: float = 1e-5
     """BatchNorm epsilon: 1e-5 in ESOD, 1e-3 in YOLOv5's own files."""
@@ -203,30 +203,6 @@ class ModelConfig:
             raise ConfigError(f"transformer: for family 'yolov5' only, not {self.family!r}: leave it out")
         if self.fine_level:
             self._check_fine_level()
-        if self.borders == "neighbours":
-            self._check_borders()
-
-    def _check_borders(self) -> None:
-        if self.family not in ("yolov5", "yolov8", "rtmdet") or self.transformer:
-            raise ConfigError(
-                f"borders neighbours: for convolutional models of the families 'yolov5', 'yolov8' and 'rtmdet', not "
-                f"{'one with transformer' if self.transformer else repr(self.family)}: use --borders zeros"
-            )
-        if self.slicer.algorithm == "greedy" or (
-            self.slicer.algorithm == "grid" and self.slicer.shift != "none"
-        ):
-            raise ConfigError(
-                "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in the "
-                f"model's file; here it is {self.slicer.algorithm} with shift {self.slicer.shift}: change it, or use --borders zeros"
-            )
-        if self.head.kind == "center":
-            raise ConfigError(
-                "borders neighbours: a centre answers in its patch alone; use any head.kind but 'center'"
-            )
-        if self.head.sparse:
-            raise ConfigError(
-                "borders neighbours: the sparse head sees one patch at a time; use --head dense"
-            )
 
     def _check_fine_level(self) -> None:
         if self.family not in ("yolov5", "yolov8") or self.head.kind == "center":
