@@ -9,6 +9,7 @@ network trained on whole images finds in patches nearly what it knows. Where all
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
 
 import torch
@@ -23,24 +24,45 @@ OUTSIDE = -1
 """Place of a position that lies in no patch."""
 
 
-class Surroundings:
-    """Where the patches of a forward pass lie; all layers of one model share it.
+class Placement:
+    """Where the patches of one forward pass lie.
 
-    `place` is called before the layers run. It holds until the next call, since a backward pass may run layers once more; so
-    one model must not be run by two threads at the same time.
+    Args:
+        patches: their corners at multiples of 4 cells.
+        batch: number of maps that they are cut from.
+        map_hw: height and width of each in cells.
+    """
+
+    def __init__(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
+        self.patches, self.batch, self.map_hw = patches, batch, map_hw
+        self.whole = patches.size_cell == map_hw
+        self._places: dict[tuple[int, int, int, int], Tensor] = {}
+
+    def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+        """See `places_around`; computed once for all layers of a level."""
+        key = (*patch_hw, *padding)
+        if key not in self._places:
+            self._places[key] = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding)
+        return self._places[key]
+
+
+class Surroundings:
+    """What all layers of one model know of the patches of the forward pass that they are in.
+
+    Threads do not see each other's patches. A thread that runs layers without a forward pass of its own, as a backward pass may
+    that computes activations once more, gets the last ones.
     """
 
     def __init__(self) -> None:
-        self._patches: Patches | None = None
-        self._batch, self._map_hw = 0, (0, 0)
-        self._places: dict[tuple[int, int, int, int], Tensor] = {}
+        self._of_thread = threading.local()
+        self._last: Placement | None = None
+
+    def __reduce__(self) -> tuple[type[Surroundings], tuple[()]]:
+        return Surroundings, ()  # a copy of a model begins without patches
 
     def place(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
-        """Patches of ``batch`` maps of this height and width in cells, their corners at multiples of 4 cells."""
-        whole = patches.size_cell == map_hw
-        self._patches = None if whole else patches
-        self._batch, self._map_hw = batch, map_hw
-        self._places = {}
+        """Before the layers run; see `Placement`."""
+        self._of_thread.placement = self._last = Placement(patches, batch, map_hw)
 
     def extend(self, x: Tensor, padding: tuple[int, int], fill: float) -> Tensor:
         """Patches [K, C, h, w] with ``padding`` rows and columns around each: [K, C, h + 2·rows, w + 2·columns].
@@ -48,15 +70,11 @@ class Surroundings:
         There is what other patches of the same image hold there, and ``fill`` where none lies.
         """
         rows, columns = padding
-        if self._patches is None:
+        placement: Placement | None = getattr(self._of_thread, "placement", self._last)
+        if placement is None or placement.whole:
             return F.pad(x, (columns, columns, rows, rows), value=fill)
         patches, channels, height, width = x.shape
-        key = (height, width, rows, columns)
-        if key not in self._places:
-            self._places[key] = places_around(
-                self._patches, self._batch, self._map_hw, (height, width), padding
-            )
-        place = self._places[key]
+        place = placement.places((height, width), padding)
         values = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place.clamp(min=0).flatten())
         values = values.masked_fill_((place == OUTSIDE).view(-1, 1), fill)
         return values.view(patches, height + 2 * rows, width + 2 * columns, channels).permute(0, 3, 1, 2)

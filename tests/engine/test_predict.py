@@ -127,9 +127,19 @@ def test_what_is_wrong_in_a_list_is_named(detector: Detector, tmp_path: Path) ->
 # --- several threads ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("slicer, head", [("grid", "dense"), ("greedy", "sparse"), ("none", "dense")])
-def test_threads_find_what_one_thread_finds(weights: Path, files: list[Path], slicer: Any, head: Any) -> None:
-    detector = load_model(weights, "cpu", ModelOverrides(slicer=slicer, head=head))
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"slicer": "grid", "head": "dense"},
+        {"slicer": "greedy", "head": "sparse"},
+        {"slicer": "none", "head": "dense"},
+        {"slicer": "grid", "head": "dense", "borders": "neighbours"},
+    ],
+)
+def test_threads_find_what_one_thread_finds(
+    weights: Path, files: list[Path], changes: dict[str, Any]
+) -> None:
+    detector = load_model(weights, "cpu", ModelOverrides(**changes))
     before = {name: values.clone() for name, values in detector.model.state_dict().items()}
     buffers = dict(detector.model.named_buffers())
     inputs: list[Any] = [*MIXED[:3], *files, Image.fromarray(MIXED[0]), MIXED[:2], MIXED]

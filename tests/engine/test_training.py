@@ -78,6 +78,7 @@ def test_a_run_leaves_everything(tiny_dataset: Path, tmp_path: Path, run_command
         {"single_cls": True, "cache": "ram", "train_patches": "uniform"},
         {"slicer": "greedy", "head": "sparse", "label_smoothing": 0.1, "save_period": 1, "freeze": "stem"},
         {"amp": "bf16", "workers": 1},
+        {"borders": "neighbours", "checkpoint_activations": "all"},
     ],
     ids=lambda changes: "-".join(changes),
 )
