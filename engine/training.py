@@ -283,8 +283,8 @@ def _optimizer_step(
 def clip_gradients(model: ESOD) -> Tensor:
     """Limit the norms of the gradients, and return the norm of all before it.
 
-    The heatmap head is limited for itself: in one norm with the detector's its gradient, large where many cells are wrong,
-    would shorten steps of layers that it does not reach.
+    The heatmap head is limited for itself: in one norm with the detector's its gradient, large where many cells
+    are wrong, would shorten steps of layers that it does not reach.
     """
     seeker = set() if model.seeker is None else set(model.seeker.parameters())
     groups = seeker, [weight for weight in model.parameters() if weight not in seeker]

@@ -1,10 +1,11 @@
 """What the layers behind the slicer see beyond the border of a patch: zeros, or what the patch beside it holds there.
 
-Cut out of the map, a patch has lost what lies around it. With zeros there (the paper), every 3×3 convolution carries the
-border one position further in; at stride 32 a patch of 64 pixels is 2×2 positions, all of them at the border. But objects
-come in groups: beside a kept patch there often is another one. With ``borders: neighbours`` each layer reads
-beyond the border what it computed there for the neighbour, so that an object on the border of two kept patches is seen whole, and a
-network trained on whole images finds in patches nearly what it knows. Where all patches are kept it is the dense network.
+Cut out of the map, a patch has lost what lies around it. With zeros there (the paper), every 3×3 convolution carries
+the border one position further in; at stride 32 a patch of 64 pixels is 2×2 positions, all of them at the border. But
+objects come in groups: beside a kept patch there often is another one. With ``borders: neighbours`` each layer
+reads beyond the border what it was given there in the other patch. An object on the border of two kept patches is seen
+whole, and a network that was trained on whole images finds nearly what it knows. Where all patches are kept it is the
+dense network.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Placement:
 class Surroundings:
     """What all layers of one model know of the patches of the forward pass that they are in.
 
-    Threads do not see each other's patches. A thread that runs layers without a forward pass of its own, as a backward pass may
-    that computes activations once more, gets the last ones.
+    Threads do not see each other's patches. A thread that runs layers without a forward pass of its own, as a
+    backward pass may that computes activations once more, gets the last ones.
     """
 
     def __init__(self) -> None:
@@ -165,8 +166,9 @@ def check_neighbours(config: ModelConfig) -> None:
         config.slicer.algorithm == "grid" and config.slicer.shift != "none"
     ):
         raise ConfigError(
-            "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in the "
-            f"model's file; here it is {config.slicer.algorithm} with shift {config.slicer.shift}: change it, or use --borders zeros"
+            "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in "
+            f"the model's file; here it is {config.slicer.algorithm} with shift {config.slicer.shift}: change it, or use "
+            "--borders zeros"
         )
     if config.head.kind == "center":
         raise ConfigError(

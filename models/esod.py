@@ -95,10 +95,11 @@ class Network(nn.Module):
 class ESOD(Network):
     """Efficient small-object detector; build one with `build_model`.
 
-    ``config`` may be replaced at any time by one that differs in slicer and head.sparse only (and in neither where it sees
-    neighbours, see `models.borders`): how patches are chosen and where the head runs is decided in each forward pass. ``recompute`` says which activations of
-    a training step are computed once more in its backward pass instead of being kept; ``heatmap_stem`` which share of the
-    heatmap's gradient reaches the stem, 0 to 1.
+    ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
+    are chosen and where the head runs is decided in each forward pass. (With ``borders: neighbours`` patches must
+    stay on the grid, and the head dense.) ``recompute`` says which activations of a training step are computed once
+    more in its backward pass instead of being kept; ``heatmap_stem`` which share of the heatmap's gradient reaches
+    the stem, 0 to 1.
     """
 
     recompute: Recompute = "none"

@@ -11,7 +11,7 @@ from utils.config import SeekerConfig
 
 SPP_KERNELS = (5, 9, 13)
 PRIOR = 0.1
-"""Probability of an object in every cell before training; near the best constant of the weighted loss, so that it starts calm."""
+"""Probability of an object in every cell before training; near the best constant, so that the loss starts calm."""
 
 
 class ObjSeeker(nn.Module):

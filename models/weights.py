@@ -111,7 +111,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, Tensor]:
 def initialise(model: ESOD, weights: Weights) -> MatchReport:
     """Copy every tensor that fits (by name and shape) into a model to be trained; tells which did not.
 
-    Of classes that both know, by name, the rows of the class layers are carried over to their new places; see `carry_classes`.
+    Of classes that both know, by name, the rows of the class layers go to their new places; see `carry_classes`.
     """
     target = model.state_dict()
     report = match_state_dict(weights.state_dict, target)
@@ -166,7 +166,7 @@ def _class_rows(old: Tensor, new: Tensor, others: int, same: dict[int, int]) -> 
 
 
 def same_classes(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """Places in ``old`` by places in ``new`` of classes of the same name; case, spaces, hyphens and underscores aside."""
+    """Places in ``old`` by places in ``new`` of classes of the same name, by its letters and digits in any case."""
     old_plain, new_plain = ([_plain_name(name) for name in names] for names in (old, new))
     places = {name: place for place, name in enumerate(old_plain) if name}
     return {place: places[name] for place, name in enumerate(new_plain) if name in places}
