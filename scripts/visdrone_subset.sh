@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The comparison of docs/results/visdrone_subset*.md: a detector from COCO weights, fine-tuned twice with the same
-# schedule on a part of VisDrone, dense and with ESOD; both tested for accuracy and cost.
+# The comparison of docs/results/visdrone_subset*.md: a detector from COCO weights, fine-tuned with the same schedule on
+# a part of VisDrone, dense, with ESOD, and with ESOD whose patches see each other; all tested for accuracy and cost.
 #
 #     bash scripts/visdrone_subset.sh                      YOLOv5s on the CPU: 640 pixels, 8 epochs
 #     MODEL=yolov8s bash scripts/visdrone_subset.sh
@@ -82,11 +82,15 @@ run "$PYTHON" scripts/take_subset.py --source "$SOURCE" --output VisDroneSubset
 run "$PYTHON" scripts/data_prepare.py --dataset VisDrone --root VisDroneSubset --detect-list VisDroneSubset/split/detect.txt
 train dense --slicer none
 train esod
+train esod-neighbours --borders neighbours
 evaluate dense dense
 evaluate esod-grid esod
 evaluate esod-greedy esod --slicer greedy
 evaluate esod-sparse-head esod --head sparse
 evaluate esod-larger-input esod --img-size "$((IMAGE_SIZE * 5 / 4))"
+evaluate esod-neighbours esod-neighbours
+evaluate esod-neighbours-larger-input esod-neighbours --img-size "$((IMAGE_SIZE * 5 / 4))"
 run "$PYTHON" scripts/result_table.py --runs "$RUNS" --output "docs/results/$RESULT" \
     --made-by "MODEL=$MODEL IMAGE_SIZE=$IMAGE_SIZE EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE bash scripts/visdrone_subset.sh" \
-    --rows dense esod-grid esod-greedy esod-sparse-head esod-larger-input --trained dense esod esod esod esod
+    --rows dense esod-grid esod-greedy esod-sparse-head esod-larger-input esod-neighbours esod-neighbours-larger-input \
+    --trained dense esod esod esod esod esod-neighbours esod-neighbours
