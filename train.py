@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from engine.repeat import HYP_FLAGS, check_same_data, read_recorded, refuse_contradictions
+from engine.repeat import HYP_FLAGS, check_same_data, read_recorded, recorded_hyp, refuse_contradictions
 from engine.setup import TrainingRun, build_run, save_options
 from engine.state import is_finished, read_resumable
 from engine.training import fit
@@ -141,7 +141,7 @@ def resumed_run(
     data = stored.data
     config = replace(config_from_dict(TrainConfig, data["train"]), device=args.device, workers=args.workers)
     check_trackers(config.logger)
-    hyp = config_from_dict(HypConfig, data["hyp"])
+    hyp = recorded_hyp(data["hyp"])
     overrides = config_from_dict(ModelOverrides, data["overrides"])
     model = config_from_dict(ModelConfig, data["config"])
     refuse_contradictions(given, config, hyp, model, f"resuming {stored.folder / LAST_CHECKPOINT}")

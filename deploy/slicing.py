@@ -30,7 +30,7 @@ class SliceRule:
         algorithm: "grid", "greedy", or "none" for one patch over the whole map.
         patches_per_side: a patch is this share of the map's sides, rounded up to a multiple of 4 cells.
         threshold: a cell is active from this probability on.
-        shift: "center" puts the active cells in the middle of their patch, "edge" is the released rule.
+        shift: "center" puts the active cells in the middle of their patch, "edge" is the released rule, "none": not at all.
         max_patches: per image, best first; None: no limit.
     """
 
@@ -153,8 +153,10 @@ def _grid_cells(cells: npt.NDArray[Any], size_y: int, size_x: int) -> npt.NDArra
 def _shift(occupied: npt.NDArray[Any], mode: str) -> IntArray:
     """Shift along one side from the empty cells before the first and after the last occupied one, [..., n] → [...]."""
     leading, trailing = occupied.argmax(axis=-1), occupied[..., ::-1].argmax(axis=-1)
-    if mode == "edge":
-        shift: IntArray = np.where(leading > trailing, leading, -trailing)
+    if mode == "none":
+        shift: IntArray = np.zeros_like(leading)
+    elif mode == "edge":
+        shift = np.where(leading > trailing, leading, -trailing)
     else:
         shift = np.fix((leading - trailing) / 2).astype(np.int64)
     return shift

@@ -36,6 +36,9 @@ HYP_FLAGS = ("label_smoothing", "train_patches")
 ENVIRONMENT_KEYS = ("torch", "torchvision", "numpy", "opencv", "cpu", "threads", "gpu", "git_commit")
 """Entries of the environment on which the last bits of a run may depend."""
 
+OLD_HYP = {"heatmap_stem": 1.0}
+"""What runs did whose hyper-parameters do not say it yet."""
+
 
 @dataclass(frozen=True)
 class RecordedRun:
@@ -74,11 +77,20 @@ def read_recorded(path: Path) -> RecordedRun:
     return RecordedRun(
         path,
         config_from_dict(TrainConfig, data["train"], f"{path}: train"),
-        config_from_dict(HypConfig, data["hyp"], f"{path}: hyp"),
+        recorded_hyp(data["hyp"], f"{path}: hyp"),
         config_from_dict(ModelConfig, data["model"], f"{path}: model"),
         config_from_dict(DatasetConfig, data["dataset"], f"{path}: dataset"),
         data["provenance"],
     )
+
+
+def recorded_hyp(data: Mapping[str, Any], where: str = "hyp") -> HypConfig:
+    """The hyper-parameters of a run as they were, from what it recorded; ``where`` names that in messages.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    return config_from_dict(HypConfig, OLD_HYP | dict(data), where)
 
 
 def refuse_contradictions(

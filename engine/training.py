@@ -286,10 +286,15 @@ def clip_gradients(model: ESOD) -> Tensor:
     The heatmap head is limited for itself: in one norm with the detector's its gradient, large where many cells
     are wrong, would shorten steps of layers that it does not reach.
     """
-    seeker = set() if model.seeker is None else set(model.seeker.parameters())
-    groups = seeker, [weight for weight in model.parameters() if weight not in seeker]
-    norms: list[Tensor] = [nn.utils.clip_grad_norm_(group, GRADIENT_LIMIT) for group in groups]
-    return torch.stack(norms).norm()  # type: ignore[no-any-return]
+    seeker = [] if model.seeker is None else list(model.seeker.parameters())
+    own = {id(weight) for weight in seeker}
+    detector = [weight for weight in model.parameters() if id(weight) not in own]
+    norms: list[Tensor] = [
+        nn.utils.clip_grad_norm_(group, GRADIENT_LIMIT)
+        for group in (detector, seeker)
+        if any(weight.grad is not None for weight in group)
+    ]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def unwrap(model: nn.Module) -> ESOD:

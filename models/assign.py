@@ -114,8 +114,7 @@ def assign_level(
 def _cells_around(xy: Tensor, grid_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Grid cells (x, y) of centres xy [N,2] and their nearest neighbours inside the grid, with source index."""
     limit = xy.new_tensor([grid_hw[1], grid_hw[0]]).long()
-    # A centre that rounding put onto the far border is in the last cell.
-    home = torch.where(xy == limit, limit - 1, xy.floor().long())
+    home = xy.floor().long()
     step = torch.where(xy - home < NEIGHBOUR_REACH, -1, 1)
     zero = torch.zeros_like(step[:, 0])
     beside = home + torch.stack((step[:, 0], zero), dim=1)

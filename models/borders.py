@@ -159,8 +159,8 @@ def check_neighbours(config: ModelConfig) -> None:
     if config.family not in ("yolov5", "yolov8") or config.transformer:
         kind = "one with transformer" if config.transformer else repr(config.family)
         raise ConfigError(
-            f"borders neighbours: for the families 'yolov5' and 'yolov8' without transformer, not for {kind}: use "
-            "--borders zeros"
+            f"borders neighbours: for the families 'yolov5' and 'yolov8' without transformer, not for {kind}; use "
+            "borders zeros"
         )
     if config.slicer.algorithm == "greedy" or (
         config.slicer.algorithm == "grid" and config.slicer.shift != "none"
@@ -168,11 +168,11 @@ def check_neighbours(config: ModelConfig) -> None:
         raise ConfigError(
             "borders neighbours: patches must lie side by side, as those of --slicer grid with slicer.shift none in "
             f"the model's file; here it is {config.slicer.algorithm} with shift {config.slicer.shift}: change it, or use "
-            "--borders zeros"
+            "borders zeros"
         )
     if config.head.kind == "center":
         raise ConfigError(
             "borders neighbours: a centre answers in its patch alone; use any head.kind but 'center'"
         )
     if config.head.sparse:
-        raise ConfigError("borders neighbours: the sparse head sees one patch at a time; use --head dense")
+        raise ConfigError("borders neighbours: the sparse head sees one patch at a time; use a dense one")

@@ -120,6 +120,7 @@ def dense_twin(config: ModelConfig) -> ModelConfig:
         seeker=SeekerConfig(kind="none"),
         slicer=SlicerConfig(algorithm="none"),
         head=replace(config.head, sparse=False),
+        borders="zeros",
     )
 
 

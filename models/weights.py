@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -166,11 +167,18 @@ def _class_rows(old: Tensor, new: Tensor, others: int, same: dict[int, int]) -> 
 
 
 def same_classes(old: Sequence[str], new: Sequence[str]) -> dict[int, int]:
-    """Places in ``old`` by places in ``new`` of classes of the same name, by its letters and digits in any case."""
-    old_plain, new_plain = ([_plain_name(name) for name in names] for names in (old, new))
-    places = {name: place for place, name in enumerate(old_plain) if name}
-    return {place: places[name] for place, name in enumerate(new_plain) if name in places}
+    """Places in ``old`` by places in ``new`` of classes of the same name; else by its letters and digits in any case.
+
+    What only one class of ``old`` could mean, that is.
+    """
+    if list(old) == list(new):
+        return {place: place for place in range(len(new))}
+    exact = {name: place for place, name in enumerate(old)}
+    plain = Counter(_plain_name(name) for name in old)
+    loose = {_plain_name(name): place for name, place in exact.items() if plain[_plain_name(name)] == 1}
+    found = {place: exact.get(name, loose.get(_plain_name(name))) for place, name in enumerate(new)}
+    return {new_place: old_place for new_place, old_place in found.items() if old_place is not None}
 
 
 def _plain_name(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
+    return "".join(letter for letter in name.casefold() if letter.isalnum()) or name

@@ -11,6 +11,7 @@ medians, the median over the pictures of each way's time over that of plain torc
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -93,7 +94,9 @@ class Way:
             "pictures_slower": sum(ratio > 1 for ratio in ratios),
         }
         if self.reference is not None:
-            row |= {"detections": self.detections, "box_px": self.box_px, "score": self.score}
+            same = math.isfinite(self.box_px)
+            row |= {"detections": self.detections, "box_px": self.box_px if same else None}
+            row["score"] = self.score if same else None
         return row
 
 
@@ -189,6 +192,8 @@ def line(row: dict[str, Any]) -> str:
     text = f"{row['name']}: {row['median_ms']:.1f} ms, {row['ratio_to_plain']:.2f} of plain torch's time"
     if "box_px" not in row:
         return text
+    if row["box_px"] is None:
+        return f"{text}; {row['detections']} detections, NOT those of torch: some have no partner"
     verdict = "within" if row["box_px"] <= BOX_TOLERANCE_PX else "NOT within"
     return (
         f"{text}; {row['detections']} detections, boxes {row['box_px']:.4f} px, {verdict} {BOX_TOLERANCE_PX} px of torch's, "

@@ -143,11 +143,13 @@ def speed_part(speed: dict[str, Any]) -> list[str]:
         cells = [row["name"], f"{row['median_ms']:.0f}", f"{row['ratio_to_plain']:.2f}"]
         boxes = ["", "", ""]
         if "box_px" in row:
-            boxes = [str(row["detections"]), f"{row['box_px']:.4f}", f"{row['score']:.1e}"]
+            same = row["box_px"] is not None
+            found = [f"{row['box_px']:.4f}", f"{row['score']:.1e}"] if same else ["without partner", ""]
+            boxes = [str(row["detections"]), *found]
         lines.append("| " + " | ".join(cells + boxes) + " |")
     compared = [row for row in rows if "box_px" in row]
     versions = "".join(f", {name} {version}" for name, version in speed.get("runtimes", {}).items())
-    far = [row["name"] for row in compared if row["box_px"] > BOX_TOLERANCE_PX]
+    far = [r["name"] for r in compared if r["box_px"] is None or r["box_px"] > BOX_TOLERANCE_PX]
     slow = [row["name"] for row in rows if row["ratio_to_plain"] > 1]
     boxes_verdict = f"**does not hold for {', '.join(far)}**" if far else "holds"
     time_verdict = f"**does not hold for {', '.join(slow)}**" if slow else "holds"

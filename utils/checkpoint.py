@@ -178,7 +178,7 @@ class MatchReport:
     shape_mismatch: list[tuple[str, tuple[int, ...], tuple[int, ...]]]
     """Name, shape in the source, shape in the target."""
     carried: list[str] = field(default_factory=list)
-    """Class layers of the target that took the rows of some classes."""
+    """Tensors of class layers of the target that took the rows of some classes."""
     classes: list[str] = field(default_factory=list)
     """Which."""
 
@@ -193,15 +193,16 @@ class MatchReport:
         lines = [f"{len(self.matched)} of {total} tensors matched"]
         if self.missing:
             lines.append(f"  {len(self.missing)} not in the source: {_shortened(self.missing)}")
-        if self.shape_mismatch:
-            shapes = [
-                f"{name} {list(source)} → {list(target)}" for name, source, target in self.shape_mismatch
-            ]
+        shapes = [
+            f"{name} {list(source)} → {list(target)}"
+            for name, source, target in self.shape_mismatch
+            if name not in self.carried
+        ]
+        if shapes:
             lines.append(f"  {len(shapes)} of another shape (source → target): {_shortened(shapes)}")
         if self.classes:
-            lines.append(
-                f"  {len(self.carried)} class layers know {_shortened(self.classes)} from the source"
-            )
+            layers = {name.rpartition(".")[0] for name in self.carried}
+            lines.append(f"  {len(layers)} class layers know of the source: {_shortened(self.classes)}")
         if self.unexpected:
             lines.append(
                 f"  {len(self.unexpected)} only in the source, not used: {_shortened(self.unexpected)}"

@@ -254,6 +254,10 @@ def check_model_options(parser: Parser, options: argparse.Namespace) -> None:
     """End a command whose `add_model_arguments` options contradict each other, with status 2."""
     if options.slicer == "none" and options.max_patches:
         parser.error("--max-patches limits patches, --slicer none has one patch for all: leave one out")
+    if options.slicer == "none" and options.borders == "neighbours":
+        parser.error(
+            "--borders neighbours: --slicer none has one patch, with nothing beside it: leave one out"
+        )
 
 
 def add_nms_argument(group: argparse._ArgumentGroup) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from engine.modes import PLAIN, Mode, put_into
 from models.backbones.base import Backbone
+from models.borders import check_neighbours
 from models.build import build_model
 from models.esod import DIRECTLY, ESOD, Part, PartRunner
 from models.slicer import whole_map
@@ -152,13 +153,22 @@ def _without_seeker(esod: ESOD) -> ESOD:
     """The dense twin on the same parts, of which nothing is copied."""
     # Channels say how to build what comes behind; here everything is built.
     parts = Backbone(esod.stem, esod.deep, esod.neck, 0, (0, 0, 0), esod.tokens)
-    return ESOD(dense_twin(esod.config), parts, esod.head, None).eval()
+    twin = ESOD(dense_twin(esod.config), parts, esod.head, None).eval()
+    twin.surroundings = esod.surroundings  # its layers ask there
+    return twin
 
 
 def benchmark_config(config: ModelConfig, sparse: bool) -> ModelConfig:
-    """The configuration with a dense or a sparse head and without a patch budget, which would hide the given share."""
-    return replace(
+    """The configuration with a dense or a sparse head and without a patch budget, which would hide the given share.
+
+    Raises:
+        ConfigError: this model cannot have a sparse head.
+    """
+    changed = replace(
         config,
         slicer=replace(config.slicer, max_patches=None),
         head=replace(config.head, sparse=sparse),
     )
+    if changed.borders == "neighbours":
+        check_neighbours(changed)
+    return changed

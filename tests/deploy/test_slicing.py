@@ -34,7 +34,7 @@ def both(prob: torch.Tensor, config: SlicerConfig) -> tuple[list[list[int]], lis
     height=st.integers(1, 14).map(lambda n: 4 * n),
     width=st.integers(1, 18).map(lambda n: 4 * n),
     algorithm=st.sampled_from(["grid", "greedy", "none"]),
-    shift=st.sampled_from(["center", "edge"]),
+    shift=st.sampled_from(["center", "edge", "none"]),
     side=st.sampled_from([1, 3, 8]),
     density=st.sampled_from([0.0, 0.003, 0.05, 0.6]),
     budget=st.sampled_from([None, 1, 3, 200]),

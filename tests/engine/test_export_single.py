@@ -76,7 +76,7 @@ def unknown_sizes(values: Iterable[Any]) -> list[str]:
     seed=st.integers(0, 2**16),
     height=st.integers(1, 14).map(lambda n: 4 * n),
     width=st.integers(1, 18).map(lambda n: 4 * n),
-    shift=st.sampled_from(["center", "edge"]),
+    shift=st.sampled_from(["center", "edge", "none"]),
     density=st.sampled_from([0.0, 0.003, 0.05, 0.6]),
     budget=st.sampled_from([1, 3, 24]),
     threshold=st.sampled_from([0.0, 0.5]),

@@ -11,8 +11,10 @@ import pytest
 import torch
 import yaml
 
+from engine.repeat import read_recorded, recorded_hyp
 from tests.conftest import RunCommand
 from tests.engine.test_training import options, tensors
+from utils.config import HypConfig
 
 TIMES = {"train/seconds"}
 """Columns of results.csv that no two runs share."""
@@ -37,6 +39,16 @@ def recorded(tiny_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         patch.setattr("sys.argv", ["train.py", *line])
         assert run_main(train.main) == 0
     return project / "first"
+
+
+def test_options_that_a_run_does_not_know_yet_are_what_it_did(recorded: Path, tmp_path: Path) -> None:
+    """Not the default of today: the heatmap's gradient went into the stem whole."""
+    content = yaml.safe_load((recorded / "config.yaml").read_text())
+    assert content["hyp"].pop("heatmap_stem") == HypConfig().heatmap_stem != 1
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    assert read_recorded(path).hyp.heatmap_stem == 1
+    assert recorded_hyp({"heatmap_stem": 0.5}).heatmap_stem == 0.5
 
 
 def test_a_run_records_what_it_is_made_of(recorded: Path) -> None:

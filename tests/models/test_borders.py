@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.benchmark.variants import lively_model
+from engine.benchmark.variants import benchmark_config, lively_model, prepare
 from engine.export.graphs import check_exportable
 from engine.modes import PLAIN, Mode, put_into
-from models.assign import targets_in_patches
+from models.assign import assign_level, targets_in_patches
 from models.borders import OUTSIDE, Surroundings, places_around
 from models.build import build_model
 from models.esod import ESOD
@@ -232,6 +232,42 @@ def test_the_same_weights_with_and_without() -> None:
     assert ModelOverrides(slicer="none").apply(model.config).borders == "neighbours"
 
 
+def test_benchmarked_beside_its_dense_twin() -> None:
+    """Both run on the same layers, one after the other."""
+    model = network("yolov8")
+    ready = prepare(model, PLAIN, torch.device("cpu"))
+    images = torch.rand(1, 3, 256, 256)
+    whole, some = whole_map(1, (32, 32), torch.device("cpu")), patches_of([(0, 0), (4, 0)])
+    expected = maps_of(model, images, whole)
+    for _ in range(2):
+        maps_of(ready.esod, images, some)
+        with torch.no_grad():
+            found = ready.dense(images)
+        assert torch.allclose(
+            torch.stack(list(expected.values())), torch.cat([x.raw for x in found.levels]), atol=1e-4
+        )
+    with pytest.raises(ConfigError, match="dense"):
+        benchmark_config(model.config, sparse=True)
+
+
+def test_an_object_on_a_border_has_the_positives_of_the_dense_model() -> None:
+    """Exactly on it, too, with anchors as without."""
+    targets = torch.tensor([[0.0, 0, 0.5, 0.3, 0.05, 0.05], [0, 0, 0.25, 0.75, 0.1, 0.1]])
+    grid, whole = fixed_grid(1, (64, 64), 8, torch.device("cpu")), whole_map(1, (64, 64), torch.device("cpu"))
+    for stride in (8, 16, 32):
+        places = []
+        for patches in (grid, whole):
+            seen = targets_in_patches(targets, patches, (512, 512), across=True)
+            rows, columns = (side * 8 // stride for side in patches.size_cell)
+            found = assign_level(seen, torch.tensor([[30.0, 30.0]]), stride, (rows, columns), 4.0)
+            patch, inner = found.row // (rows * columns), found.row % (rows * columns)
+            corner = patches.xyxy_cell[patch, :2] * 8 // stride
+            xy = corner + torch.stack((inner % columns, inner // columns), dim=1)
+            places.append(sorted(xy.tolist()))
+        assert places[0] == places[1]
+        assert len(places[0]) == 6
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -239,7 +275,7 @@ def test_the_same_weights_with_and_without() -> None:
         ({"family": "yolov5", "transformer": True}, "transformer"),
         ({"slicer": SlicerConfig("greedy", shift="none")}, "side by side"),
         ({"slicer": SlicerConfig("grid")}, "side by side"),
-        ({"head": HeadConfig(sparse=True)}, "--head dense"),
+        ({"head": HeadConfig(sparse=True)}, "dense one"),
         ({"head": HeadConfig("center")}, "center"),
     ],
 )

@@ -92,3 +92,6 @@ def test_another_width_is_left_alone() -> None:
 def test_names() -> None:
     assert same_classes(["traffic light", "car", "--"], ["Car", "Traffic-Light", "bus", "__"]) == {0: 1, 1: 0}
     assert same_classes(["汽车"], ["汽车"]) == {0: 0}
+    # Two that only punctuation tells apart: by their exact names, or not at all.
+    assert same_classes(["C", "C++", "x"], ["C", "C++", "x"]) == {0: 0, 1: 1, 2: 2}
+    assert same_classes(["C", "C++", "x"], ["c", "C++", "X"]) == {1: 1, 2: 2}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from torch import Tensor
@@ -138,6 +140,24 @@ def test_the_heatmap_does_not_shorten_the_detectors_step() -> None:
         weight.grad.view(-1)[0] = float("nan")
         assert not torch.isfinite(clip_gradients(model))
         weight.grad.zero_()
+
+
+def test_limiting_is_the_same_for_every_copy() -> None:
+    """To the last bit: processes that train together apply it each for itself."""
+    first = build_model(ModelConfig(depth=0.33, width=0.125, num_classes=3))
+    grown = []
+    for model in (first, *(deepcopy(first) for _ in range(6))):
+        generator = torch.Generator().manual_seed(0)
+        for weight in model.parameters():
+            weight.grad = torch.randn(weight.shape, generator=generator) * 7
+        clip_gradients(model)
+        grown.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert all(torch.equal(grown[0], other) for other in grown[1:])
+
+
+def test_nothing_to_limit() -> None:
+    model = build_model(ModelConfig(depth=0.33, width=0.125, num_classes=3))
+    assert clip_gradients(model).item() == 0
 
 
 def test_a_dense_model_is_limited_as_one() -> None:
