@@ -107,11 +107,15 @@ def local_maxima(prob: FloatArray, threshold: float) -> BoolArray:
 
 
 def slice_grid(prob: FloatArray, rule: SliceRule) -> PatchTable:
-    """Patches of the fixed grid that hold a peak, each shifted over its empty margin; order image, row, column."""
+    """Patches of the fixed grid that hold a peak, each shifted over its empty margin; order image, row, column.
+
+    Without shift those that hold an active cell.
+    """
     batch, _, height, width = prob.shape
     size_y, size_x = patch_size((height, width), rule.patches_per_side)
     active = _grid_cells(prob >= np.float32(rule.threshold), size_y, size_x)
-    keep = _grid_cells(local_maxima(prob, rule.threshold), size_y, size_x).any(axis=(3, 4))
+    peaks = _grid_cells(local_maxima(prob, rule.threshold), size_y, size_x)
+    keep = (active if rule.shift == "none" else peaks).any(axis=(3, 4))
     rows, columns = keep.shape[1:]
     shift_x, shift_y = _shift(active.max(axis=3), rule.shift), _shift(active.max(axis=4), rule.shift)
     corner_x = (np.arange(columns) * size_x + shift_x).clip(0, width - size_x).reshape(batch, -1)

@@ -131,6 +131,8 @@ def fixed_grid(batch: int, map_hw: tuple[int, int], patches_per_side: int, devic
 def slice_grid(prob: Tensor, config: SlicerConfig) -> Candidates:
     """Patches of the fixed grid that hold a peak, each shifted over its empty margin (paper algorithm 2).
 
+    Without shift those that hold an active cell.
+
     Args:
         prob: [B, 1, H, W] heatmap probabilities.
 
@@ -139,8 +141,13 @@ def slice_grid(prob: Tensor, config: SlicerConfig) -> Candidates:
     batch, _, height, width = prob.shape
     size_y, size_x = patch_size((height, width), config.patches_per_side)
     active = _grid_cells(prob >= config.threshold, size_y, size_x)
-    peaks = _grid_cells(local_maxima(prob, config.threshold), size_y, size_x)
-    keep = peaks.flatten(3).any(dim=3)
+    # A patch that stays where it is does not follow its peak: all that hold some of an object are needed.
+    wanted = (
+        active
+        if config.shift == "none"
+        else _grid_cells(local_maxima(prob, config.threshold), size_y, size_x)
+    )
+    keep = wanted.flatten(3).any(dim=3)
 
     _, rows, columns, _, _ = active.shape
     shift_x = _shift(active.any(dim=3), config.shift)

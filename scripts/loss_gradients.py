@@ -70,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     norms = torch.stack([batch_norms(run, number) for number in range(args.batches)]).median(dim=0).values
     print(f"\nmedian norms over {args.batches} batches of {args.batch_size}")
     print("\n".join(table_lines([*run.criterion.names, ALL], norms)))
-    print(f"all: as a step sees it, times the images; limited to {GRADIENT_LIMIT:g}, detector and seeker each for itself")
+    print(
+        f"all: as a step sees it, times the images; limited to {GRADIENT_LIMIT:g}, detector and seeker each for itself"
+    )
 
 
 def batch_norms(run: TrainingRun, number: int) -> Tensor:

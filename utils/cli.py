@@ -221,33 +221,16 @@ def add_image_size_argument(
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     """``--slicer --head --heatmap-thres --max-patches --borders``; each None unless given, see `model_overrides`."""
     group = parser.add_argument_group("model (default: as in the checkpoint, or in --cfg)")
-    group.add_argument(
-        "--slicer",
-        choices=("grid", "greedy", "none"),
-        help="how patches are placed: grid (fast), greedy (a little better), none (dense: one patch for all)",
-    )
-    group.add_argument(
-        "--head",
-        choices=("dense", "sparse"),
-        help="detection head on whole patches, or only around heatmap peaks (training is always dense)",
-    )
-    group.add_argument(
-        "--heatmap-thres",
-        type=probability,
-        metavar="P",
-        help="a heatmap cell is active from this probability on (0-1); higher: fewer patches",
-    )
-    group.add_argument(
-        "--max-patches",
-        type=non_negative_int,
-        metavar="N",
-        help="at most this many patches per image, best first; 0: no limit",
-    )
-    group.add_argument(
-        "--borders",
-        choices=("zeros", "neighbours"),
-        help="what a patch's layers see beyond its border: zeros, or what the kept patches beside it hold there",
-    )
+    how = "how patches are placed: grid (fast), greedy (a little better), none (dense: one patch for all)"
+    group.add_argument("--slicer", choices=("grid", "greedy", "none"), help=how)
+    how = "detection head on whole patches, or only around heatmap peaks (training is always dense)"
+    group.add_argument("--head", choices=("dense", "sparse"), help=how)
+    how = "a heatmap cell is active from this probability on (0-1); higher: fewer patches"
+    group.add_argument("--heatmap-thres", type=probability, metavar="P", help=how)
+    how = "at most this many patches per image, best first; 0: no limit"
+    group.add_argument("--max-patches", type=non_negative_int, metavar="N", help=how)
+    how = "what a patch's layers see beyond its border: zeros, or what the kept patches beside it hold there"
+    group.add_argument("--borders", choices=("zeros", "neighbours"), help=how)
 
 
 def check_model_options(parser: Parser, options: argparse.Namespace) -> None:

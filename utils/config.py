@@ -63,7 +63,7 @@ class SlicerConfig:
     shift: Literal["center", "edge", "none"] = "center"
     """How a patch moves over its empty margin: ``center`` puts its active cells in the middle; ``edge`` is
     the released rule (towards the larger margin until the active cells touch the border), kept for parity; ``none``: not at
-    all."""
+    all, and patches with any active cell are kept, not only those with a peak."""
     max_patches: int | None = None
     """Patch budget per image, best first; None: no limit."""
 

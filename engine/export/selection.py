@@ -48,7 +48,7 @@ class GridSelection(nn.Module):
         above = (prob >= self.config.threshold).float()
         peaks = self._cells(above * (F.max_pool2d(prob, 3, 1, 1) <= prob).float())
         active = self._cells(above)
-        keep = peaks.amax(dim=(3, 4)).flatten(1)
+        keep = (active if self.config.shift == "none" else peaks).amax(dim=(3, 4)).flatten(1)
         shift_x = self._shift(active.amax(dim=3), self.columns)
         shift_y = self._shift(active.amax(dim=4), self.rows)
         x = (self.corner_x + shift_x).clamp(0, width - self.size[1]).flatten(1)

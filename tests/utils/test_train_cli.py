@@ -52,6 +52,7 @@ OPTIONS: dict[str, Any] = {
     "head": None,
     "heatmap_thres": None,
     "max_patches": None,
+    "borders": None,
     "no_report": False,
     "debug": False,
 }
