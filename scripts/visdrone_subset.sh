@@ -90,10 +90,10 @@ evaluate esod-sparse-head esod --head sparse
 evaluate esod-larger-input esod --img-size "$((IMAGE_SIZE * 5 / 4))"
 evaluate esod-neighbours esod-neighbours
 evaluate esod-neighbours-larger-input esod-neighbours --img-size "$((IMAGE_SIZE * 5 / 4))"
-evaluate esod-neighbours-more-patches esod-neighbours --heatmap-thres 0.3
+evaluate esod-neighbours-fewer-patches esod-neighbours --heatmap-thres 0.7
 evaluate esod-neighbours-unsliced esod-neighbours --slicer none
 run "$PYTHON" scripts/result_table.py --runs "$RUNS" --output "docs/results/$RESULT" \
     --made-by "MODEL=$MODEL IMAGE_SIZE=$IMAGE_SIZE EPOCHS=$EPOCHS BATCH_SIZE=$BATCH_SIZE bash scripts/visdrone_subset.sh" \
     --rows dense esod-grid esod-greedy esod-sparse-head esod-larger-input esod-neighbours esod-neighbours-larger-input \
-    esod-neighbours-more-patches esod-neighbours-unsliced \
+    esod-neighbours-fewer-patches esod-neighbours-unsliced \
     --trained dense esod esod esod esod esod-neighbours esod-neighbours esod-neighbours esod-neighbours

@@ -242,3 +242,15 @@ def test_grid_takes_one_look_at_the_device() -> None:
     """Everything up to the count is of static shape: no operation there waits for a result."""
     candidates: Candidates = slice_grid(torch.rand(2, 1, 48, 80, device="meta"), SlicerConfig(max_patches=5))
     assert candidates.keep.shape == (2 * 6 * 7,)
+
+
+def test_without_shift_a_patch_needs_no_peak() -> None:
+    """An object on the border of two patches, its peak in the first: shifted, one patch holds it; else both are kept."""
+    prob = torch.zeros(1, 1, 32, 32)
+    prob[0, 0, 1, 2:6] = torch.tensor([0.7, 0.9, 0.8, 0.7])
+    kept = {}
+    for shift in ("center", "none"):
+        candidates = slice_grid(prob, SlicerConfig(patches_per_side=8, shift=shift))
+        kept[shift] = candidates.xyxy_cell[candidates.keep].tolist()
+    assert len(kept["center"]) == 1
+    assert kept["none"] == [[0, 0, 4, 4], [4, 0, 8, 4]]
