@@ -37,13 +37,14 @@ class Placement:
     def __init__(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
         self.patches, self.batch, self.map_hw = patches, batch, map_hw
         self.whole = patches.size_cell == map_hw
-        self._places: dict[tuple[int, int, int, int], Tensor] = {}
+        self._places: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
 
-    def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-        """See `places_around`; computed once for all layers of a level."""
+    def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """`places_around`, flat, and [N, 1] which of them are outside; computed once for all layers of a level."""
         key = (*patch_hw, *padding)
         if key not in self._places:
-            self._places[key] = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding)
+            found = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding).flatten()
+            self._places[key] = found.clamp(min=0), (found == OUTSIDE).view(-1, 1)
         return self._places[key]
 
 
@@ -75,9 +76,10 @@ class Surroundings:
         if placement is None or placement.whole:
             return F.pad(x, (columns, columns, rows, rows), value=fill)
         patches, channels, height, width = x.shape
-        place = placement.places((height, width), padding)
-        values = x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place.clamp(min=0).flatten())
-        values = values.masked_fill_((place == OUTSIDE).view(-1, 1), fill)
+        place, outside = placement.places((height, width), padding)
+        values = (
+            x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place).masked_fill_(outside, fill)
+        )
         return values.view(patches, height + 2 * rows, width + 2 * columns, channels).permute(0, 3, 1, 2)
 
 
