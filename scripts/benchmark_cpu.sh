@@ -51,7 +51,7 @@ for step in "${STEPS[@]}"; do
             --json "${FILES[2]}" ;;
         parts) run "$PYTHON" scripts/benchmark_parts.py "${COMMON[@]}" --variants fast --rounds 20 --device cpu \
             --json "$RESULTS/benchmark_cpu_parts.json" ;;
-        int8) run "$PYTHON" scripts/int8_speed.py "${COMMON[@]}" --kept 0.2 --rounds 10 --json "$RESULTS/int8_cpu.json" ;;
+        int8) run "$PYTHON" scripts/int8_speed.py "${COMMON[@]}" --kept 0.2 --rounds 40 --json "$RESULTS/int8_cpu.json" ;;
         page)
             parts=()
             if [[ "$DRY_RUN" == 1 || -f "$RESULTS/benchmark_cpu_parts.json" ]]; then
