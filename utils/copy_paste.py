@@ -74,7 +74,7 @@ class CopyPaste:
             return picture, []
         canvas_hw = (picture.image.shape[0], picture.image.shape[1])
         fitted = Letterbox.fit(donor.hw, canvas_hw).scale
-        pixels, image_scale = donor.read(fitted * (1 + self.hyp.scale))
+        pixels, image_scale = donor.read(fitted * (1 + self.hyp.scale), None)
         taken = picture.xyxy
         for row in rng.choice(rows, size=count):
             scale = fitted * rng.uniform(1 - self.hyp.scale, 1 + self.hyp.scale)

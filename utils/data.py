@@ -247,7 +247,7 @@ class DetectionDataset(Dataset[Sample]):
         """The image as it is in evaluation: every box stays, however small it becomes."""
         source = self._source(index)
         letterbox = Letterbox.fit(source.hw, hw)
-        image, image_scale = source.read(1.0)
+        image, image_scale = source.read(1.0, None)
         matrix = letterbox_matrix(letterbox)
         xyxy = transform_boxes(source.xyxy, matrix).astype(np.float32)
         if source.heatmap is None:

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.images import JPEG_START, ByteImage, ImageError, decode_jpeg
+from utils.images import ByteImage, ImageError, decode_jpeg
+from utils.jpeg import JPEG_START
 
 _FALLBACK_FPS = 25.0
 _RATE_FRAMES = 33

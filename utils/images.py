@@ -15,18 +15,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from utils.jpeg import JPEG_END, JPEG_START, JPEG_SUFFIXES, first_rows, jpeg_hw
+
 ByteImage = npt.NDArray[np.uint8]
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"})
-JPEG_SUFFIXES = frozenset({".jpg", ".jpeg"})
-JPEG_START = b"\xff\xd8\xff"
-"""The first bytes of every JPEG file, whatever its name."""
 MASKED_SUFFIX = "_masked"
 """Stem ending of the copies in which data preparation greyed out the ignored regions."""
 
 _TAIL_BYTES = 65536
-_JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 _DECODES_TO_RGB = hasattr(cv2, "IMREAD_COLOR_RGB")
 """OpenCV from 4.11 on spares a pass over the pixels."""
 _REDUCED_READ = {
@@ -84,13 +81,14 @@ def sibling_path(image: Path, folder: str, suffix: str) -> Path:
     return next((path for path in paths if path.exists()), paths[-1])
 
 
-def read_image(path: Path, reduce: int = 1) -> ByteImage:
+def read_image(path: Path, reduce: int = 1, rows: int | None = None) -> ByteImage:
     """Decode an image file: uint8 [H, W, 3] RGB, EXIF orientation ignored.
 
     Args:
         path: the file.
         reduce: 1, 2, 4 or 8: side lengths are divided by it (rounded up) while decoding; JPEG only, where
             it saves time. Original pixel x lies at x / reduce.
+        rows: that many original rows are enough: the last ones of a JPEG may be missing, which saves time.
 
     Raises:
         ImageError: the file is missing or not a readable image.
@@ -98,8 +96,10 @@ def read_image(path: Path, reduce: int = 1) -> ByteImage:
     if reduce != 1 and path.suffix.lower() not in JPEG_SUFFIXES:
         raise ValueError(f"{path}: only JPEG files can be decoded at a reduced size (reduce={reduce})")
     try:
-        data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        image = _decode(data, reduce) if data.size else None
+        content = path.read_bytes()
+        if rows is not None and content.startswith(JPEG_START):
+            content = first_rows(content, rows)
+        image = _decode(np.frombuffer(content, dtype=np.uint8), reduce) if content else None
     except (OSError, cv2.error) as error:
         raise ImageError(f"{path}: cannot read the image: {error}") from error
     if image is None:
@@ -145,8 +145,8 @@ def image_hw(path: Path) -> tuple[int, int]:
         with path.open("rb") as file:
             start = file.read(24)
             if start[:2] == b"\xff\xd8":
-                hw = _jpeg_hw(file)
-                complete = _ends_with(file, b"\xff\xd9")
+                hw = jpeg_hw(file)
+                complete = _ends_with(file, JPEG_END)
             elif start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and len(start) == 24:
                 width, height = struct.unpack(">II", start[16:24])
                 hw, complete = (height, width), _ends_with(file, b"IEND")
@@ -160,28 +160,6 @@ def image_hw(path: Path) -> tuple[int, int]:
     if not complete:
         raise ImageError(f"{path}: the image file is cut off (no end marker)")
     return hw
-
-
-def _jpeg_hw(file: BinaryIO) -> tuple[int, int] | None:
-    """(height, width) of a JPEG; leaves the file behind the start of the picture data. None: not found."""
-    file.seek(2)
-    hw = None
-    while file.read(1) == b"\xff":
-        byte = b"\xff"
-        while byte == b"\xff":  # any number of fill bytes may precede a marker
-            byte = file.read(1)
-        if not byte:
-            return None
-        if byte[0] in _JPEG_BARE_MARKERS:
-            continue
-        next_segment = file.tell() + struct.unpack(">H", file.read(2))[0]
-        if byte[0] in _JPEG_SIZE_MARKERS:
-            _, height, width = struct.unpack(">BHH", file.read(5))
-            hw = (height, width)
-        file.seek(next_segment)
-        if byte[0] == 0xDA:
-            return hw
-    return None
 
 
 def _ends_with(file: BinaryIO, marker: bytes) -> bool:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from utils.files import write_atomic
-from utils.images import JPEG_SUFFIXES, ByteImage, ImageError, read_image, sibling_paths
+from utils.images import ByteImage, ImageError, read_image, sibling_paths
+from utils.jpeg import JPEG_SUFFIXES
 from utils.logger import get_logger
 from utils.warp import resized
 
@@ -64,13 +65,14 @@ class PixelStore:
                 bar = tqdm(copies, "Caching images", len(images), unit=" images", disable=not progress)
                 self._memory = list(bar)
 
-    def read(self, index: int, scale: float) -> tuple[ByteImage, float]:
+    def read(self, index: int, scale: float, rows: int | None = None) -> tuple[ByteImage, float]:
         """Pixels of an image and how many there are per original pixel.
 
         Args:
             index: of the image.
             scale: output pixels per original pixel that will be made of it; when it is small, fewer pixels
                 are decoded (JPEG) or the smaller copy is used. 1 or more: nothing is lost unless cached.
+            rows: how many original rows will be looked at; those below may be missing. None: all.
 
         Returns:
             uint8 RGB [h, w, 3], which must not be changed, and its scale.
@@ -86,9 +88,10 @@ class PixelStore:
         reduce = 1
         if path.suffix.lower() in JPEG_SUFFIXES:
             reduce = next((factor for factor in (8, 4, 2) if scale * factor <= 1), 1)
-        image = read_image(path, reduce)
-        expected = tuple(-(-int(side) // reduce) for side in self._hw[index])
-        if image.shape[:2] != expected:
+        image = read_image(path, reduce, rows)
+        height, width = (-(-int(side) // reduce) for side in self._hw[index])
+        least = height if rows is None else min(height, rows // reduce)
+        if image.shape[1] != width or not least <= len(image) <= height:
             found = " × ".join(str(side) for side in image.shape[1::-1])
             raise ImageError(f"{path}: the image has changed while in use (now {found} pixels); start again")
         return image, 1 / reduce

@@ -34,10 +34,10 @@ MIXUP_BETA = 8.0
 MOSAIC_MARGIN = 0.25
 """The joint of a mosaic keeps this share of the canvas away from its borders."""
 
-STRIP_ROWS = 64
+STRIP_ROWS = 16
 """Rows of an image whose colours are changed at once."""
-LARGEST_HUE = 179
-"""Of OpenCV's 8-bit HSV."""
+RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+"""NTSC, 1953; the rows of the colour differences add up to 0: greys have none."""
 
 Geometry = Callable[[tuple[int, int], np.random.Generator], Matrix]
 """A random map from canvas to canvas: (height, width) of the canvas, random numbers → matrix."""
@@ -157,8 +157,14 @@ class RandomFlip:
 
 
 @dataclass(frozen=True)
-class HsvJitter:
-    """Hue, saturation and value multiplied by factors between 1 − gain and 1 + gain; hue goes round."""
+class ColourJitter:
+    """Hue, saturation and value changed at random by one matrix over the colours of each pixel.
+
+    Attributes:
+        hue: colours turn around the axis of greys by up to this share of half a circle.
+        saturation: their distance from grey is multiplied by a factor between 1 - this and 1 + this.
+        value: brightness, likewise.
+    """
 
     hue: float
     saturation: float
@@ -167,32 +173,31 @@ class HsvJitter:
     def __call__(self, image: ByteImage, rng: np.random.Generator) -> ByteImage:
         """An RGB image [H, W, 3] with other colours, as planes [3, H, W]; the image is left alone.
 
-        A strip of rows goes through all steps before the next one: it stays in the processor's cache, and
+        A strip of rows goes through both steps before the next one: it stays in the processor's cache, and
         no other array of the image's size is made.
         """
-        factors = 1 + rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
+        turn, saturation, value = rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
         if not (self.hue or self.saturation or self.value):
             return channels_first(image)
+        matrix = colour_matrix(turn * math.pi, 1 + saturation, 1 + value)
         planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
         for top in range(0, len(image), STRIP_ROWS):
-            strip = _scale_hsv(cv2.cvtColor(image[top : top + STRIP_ROWS], cv2.COLOR_RGB2HSV), factors)
-            strip = cv2.cvtColor(strip, cv2.COLOR_HSV2RGB, dst=strip)
-            channels_first(np.asarray(strip, dtype=np.uint8), planes[:, top : top + STRIP_ROWS])
+            strip = np.asarray(cv2.transform(image[top : top + STRIP_ROWS], matrix), dtype=np.uint8)
+            channels_first(strip, planes[:, top : top + STRIP_ROWS])
         return planes
 
 
-def _scale_hsv(hsv: npt.NDArray[Any], factors: npt.NDArray[np.float64]) -> npt.NDArray[Any]:
-    """Channels of an 8-bit HSV image multiplied by factors, in place where that is possible.
+def colour_matrix(turn: float, saturation: float, value: float) -> npt.NDArray[np.float64]:
+    """[3, 3], RGB to RGB: colours turned around the axis of greys (red to yellow), then nearer to or further from it,
+    then brighter.
 
-    Hue is in steps of two degrees, and OpenCV takes what is beyond 180 for what it is once round; only where
-    it would not fit into 8 bits a table, several times slower, has to go round before.
+    In YIQ, television's luma and two colour differences, all three are simple: IQ is turned by ``turn`` radians and
+    multiplied by ``saturation`` · ``value``, Y by ``value``. Greys stay grey, and luma changes by ``value`` alone.
     """
-    if factors[0] * LARGEST_HUE < 255:
-        return cv2.transform(hsv, np.diag(factors), dst=hsv)
-    steps = np.arange(256, dtype=np.float64)[:, None] * factors
-    table = np.clip(steps, 0, 255)
-    table[:, 0] = steps[:, 0] % 180
-    return cv2.LUT(hsv, table.astype(np.uint8)[None])
+    cosine, sine = (saturation * part for part in (math.cos(turn), math.sin(turn)))
+    change = value * np.array([[1.0, 0.0, 0.0], [0.0, cosine, sine], [0.0, -sine, cosine]])
+    matrix: npt.NDArray[np.float64] = np.linalg.inv(RGB_TO_YIQ) @ change @ RGB_TO_YIQ
+    return matrix
 
 
 # -------------------------------------------------------------------------------------------- policy
@@ -212,7 +217,7 @@ class TrainPolicy:
             RandomAffine(hyp.degrees, hyp.translate, hyp.scale, hyp.shear),
             RandomFlip(hyp.fliplr, hyp.flipud),
         ]
-        self.colour = HsvJitter(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
+        self.colour = ColourJitter(hyp.hsv_h, hyp.hsv_s, hyp.hsv_v)
         self.tau = hyp.heatmap_tau
 
     def __call__(

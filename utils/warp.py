@@ -19,9 +19,10 @@ from utils.images import ByteImage
 
 Matrix = npt.NDArray[np.float64]
 """[3, 3], affine: the last row is 0, 0, 1."""
-Reader = Callable[[float], tuple[ByteImage, float]]
-"""Gives an image's pixels, uint8 RGB [h, w, 3], and how many of them there are per original pixel. Its
-argument is that ratio as far as it will be used, so that a smaller version may be read."""
+Reader = Callable[[float, int | None], tuple[ByteImage, float]]
+"""Gives an image's pixels, uint8 RGB [h, w, 3], and how many of them there are per original pixel. Its first
+argument is that ratio as far as it will be used, so that a smaller version may be read; the second how many of the
+original rows will be looked at, None: all; those below may be missing."""
 
 
 def translation(x: float, y: float) -> Matrix:
@@ -69,9 +70,10 @@ def draw(canvas: ByteImage, hw: tuple[int, int], read: Reader, matrix: Matrix) -
     first, last = np.ceil(outline.min(axis=0) - 0.5), np.ceil(outline.max(axis=0) - 0.5)
     left, top = np.clip(first, 0, canvas.shape[1::-1]).astype(int).tolist()
     right, bottom = np.clip(last, 0, canvas.shape[1::-1]).astype(int).tolist()
-    if left >= right or top >= bottom:
+    rows = _rows_needed(hw, matrix, (canvas.shape[0], canvas.shape[1]))
+    if left >= right or top >= bottom or not rows:
         return matrix
-    image, image_scale = read(_largest_scale(matrix))
+    image, image_scale = read(_largest_scale(matrix), rows)
     from_image = matrix @ scaling(1 / image_scale, 1 / image_scale)
     if np.abs(matrix[[0, 1], [1, 0]]).max() < 1e-9:
         shift = _paste(canvas, image, from_image)
@@ -95,6 +97,18 @@ def _outline(hw: tuple[int, int], matrix: Matrix) -> npt.NDArray[Any]:
 def _largest_scale(matrix: npt.NDArray[Any]) -> float:
     """Output pixels per input pixel in the direction in which there are most."""
     return float(np.linalg.svd(matrix[:2, :2], compute_uv=False)[0])
+
+
+def _rows_needed(hw: tuple[int, int], matrix: Matrix, canvas_hw: tuple[int, int]) -> int:
+    """How many first rows of an image a canvas shows, with what resampling needs below; 0: no pixel shows."""
+    inverse = np.linalg.inv(matrix)
+    canvas = np.array([[0.0, 0.0, canvas_hw[1], canvas_hw[0]]])
+    left, top, right, bottom = transform_boxes(canvas, inverse)[0].tolist()
+    if right <= 0 or bottom <= 0 or left >= hw[1] or top >= hw[0]:
+        return 0
+    # Up to 2 pixels of a version that is no smaller than the canvas needs, and 2 of the canvas, in original pixels.
+    rows: int = math.ceil(bottom + 6 * max(1.0, _largest_scale(inverse)))
+    return rows
 
 
 def _block_side(image: ByteImage, scale: float) -> int:

@@ -15,7 +15,8 @@ import torch
 from engine.benchmark.data_yardstick import FloatArray, YardstickPipeline, paint_mask
 from utils.config import HypConfig
 from utils.data import DetectionDataset, SampleKey
-from utils.images import JPEG_SUFFIXES, image_hw, list_images
+from utils.images import image_hw, list_images
+from utils.jpeg import JPEG_SUFFIXES
 from utils.labels import label_path, parse_label_text
 from utils.memory import MemoryUse, measure_memory
 from utils.synthetic import draw_picture

@@ -26,7 +26,7 @@ def donor(index: int) -> Source:
     image = ground()
     image[20:28, 30:42] = 200
     box = np.array([[30, 20, 42, 28]], dtype=np.float32)
-    return Source((64, 96), box, np.array([index], dtype=np.int64), None, lambda _: (image, 1.0))
+    return Source((64, 96), box, np.array([index], dtype=np.int64), None, lambda *_: (image, 1.0))
 
 
 def picture() -> Picture:

@@ -150,3 +150,16 @@ def test_image_that_changes_its_size_is_named(images: list[Path]) -> None:
         ImageError, match=r"0\.jpg: the image has changed while in use \(now 30 × 30 pixels\)"
     ):
         files.read(0, 1.0)
+
+
+def test_rows_that_are_not_needed_are_not_decoded(images: list[Path]) -> None:
+    whole, _ = store(images, "none").read(0, 1.0)
+    some, scale = store(images, "none").read(0, 1.0, 40)
+    assert scale == 1 and 40 <= len(some) < 70 and np.array_equal(some[:40], whole[:40])
+    small, scale = store(images, "none").read(0, 0.5, 40)
+    assert scale == 0.5 and 20 <= len(small) < 35
+    for index in (1, 2):  # a PNG; more rows than there are
+        assert len(store(images, "none").read(index, 1.0, 500 if index == 2 else 10)[0]) == SIZES[index][0]
+    images[0].write_bytes(images[2].read_bytes())
+    with pytest.raises(ImageError, match="has changed"):
+        store(images, "none").read(0, 1.0, 40)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import cv2
@@ -35,12 +36,11 @@ def placed(
     image: Image, matrix: Matrix, canvas_hw: tuple[int, int], image_scale: float = 1.0
 ) -> tuple[Image, Matrix]:
     canvas = np.full((*canvas_hw, 3), BACKGROUND, np.uint8)
-    small = (
-        image
-        if image_scale == 1
-        else cv2.resize(image, None, fx=image_scale, fy=image_scale, interpolation=cv2.INTER_AREA)
-    )
-    return canvas, draw(canvas, (image.shape[0], image.shape[1]), lambda _: (small, image_scale), matrix)
+    small = image
+    if image_scale != 1:
+        resized = cv2.resize(image, None, fx=image_scale, fy=image_scale, interpolation=cv2.INTER_AREA)
+        small = np.asarray(resized, np.uint8)
+    return canvas, draw(canvas, (image.shape[0], image.shape[1]), lambda *_: (small, image_scale), matrix)
 
 
 def expected(
@@ -109,7 +109,7 @@ def test_random_upright_placements() -> None:
 
 
 def test_nothing_is_read_when_nothing_shows() -> None:
-    def read(_: float) -> tuple[Image, float]:
+    def read(*_: object) -> tuple[Image, float]:
         raise AssertionError("read for nothing")
 
     canvas = np.zeros((32, 32, 3), np.uint8)
@@ -125,7 +125,7 @@ def test_nothing_is_read_when_nothing_shows() -> None:
 def test_reader_is_told_the_scale() -> None:
     asked = []
 
-    def read(scale: float) -> tuple[Image, float]:
+    def read(scale: float, rows: int | None) -> tuple[Image, float]:
         asked.append(scale)
         return picture(), 1.0
 
@@ -163,3 +163,40 @@ def test_channels_first() -> None:
     image = picture(31, 45)
     planes = channels_first(image)
     assert planes.flags.c_contiguous and np.array_equal(planes, image.transpose(2, 0, 1))
+
+
+def all_rows(image: Image, reduce: int, scale: float, rows: int | None) -> tuple[Image, float]:
+    return image, 1 / reduce
+
+
+def some_rows(image: Image, reduce: int, scale: float, rows: int | None) -> tuple[Image, float]:
+    assert rows is not None
+    return image[: -(-rows // reduce)], 1 / reduce
+
+
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("canvas_hw", [(150, 180), (40, 60)])
+def test_rows_that_do_not_show_may_be_missing(name: str, canvas_hw: tuple[int, int]) -> None:
+    image = picture()
+    for reduce in (1, 2, 4):
+        small = np.asarray(cv2.resize(image, None, fx=1 / reduce, fy=1 / reduce), np.uint8)
+        for shift in range(-80, 90, 10):
+            matrix = translation(0, shift) @ MATRICES[name]
+            whole, cut = (np.full((*canvas_hw, 3), BACKGROUND, np.uint8) for _ in range(2))
+            if reduce > 1 and np.linalg.svd(matrix[:2, :2], compute_uv=False)[0] * reduce > 1:
+                continue  # nobody reads less than is shown
+            draw(whole, (120, 200), partial(all_rows, small, reduce), matrix)
+            draw(cut, (120, 200), partial(some_rows, small, reduce), matrix)
+            assert np.array_equal(whole, cut)
+
+
+def test_few_rows_are_read_where_few_show() -> None:
+    asked: list[int | None] = []
+
+    def read(scale: float, rows: int | None) -> tuple[Image, float]:
+        asked.append(rows)
+        return picture(), 1.0
+
+    draw(np.zeros((60, 200, 3), np.uint8), (120, 200), read, np.eye(3))
+    draw(np.zeros((60, 200, 3), np.uint8), (120, 200), read, translation(0, 60) @ scaling(1, -1))
+    assert asked == [66, 66]
