@@ -12,17 +12,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.slicer import Patches
+from models.sparse import gather_neighbourhoods, neighbourhood_cells
 from utils.config import ModelConfig
 from utils.typed_data import ConfigError
 
 OUTSIDE = -1
 """Place of a position that lies in no patch."""
+
+
+class Places(NamedTuple):
+    """`places_around`, ready to be used: positions of patches with what is around them, one behind the other.
+
+    Attributes:
+        place: [N] int64, where each position is found; 0 for those outside.
+        outside: [N, 1] bool.
+        beyond: [M] int64, those of the N that are beyond the border of their patch, but in another.
+        source: [M] int64, where those are found.
+    """
+
+    place: Tensor
+    outside: Tensor
+    beyond: Tensor
+    source: Tensor
 
 
 class Placement:
@@ -37,14 +55,18 @@ class Placement:
     def __init__(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
         self.patches, self.batch, self.map_hw = patches, batch, map_hw
         self.whole = patches.size_cell == map_hw
-        self._places: dict[tuple[int, int, int, int], tuple[Tensor, Tensor]] = {}
+        self._places: dict[tuple[int, int, int, int], Places] = {}
 
-    def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """`places_around`, flat, and [N, 1] which of them are outside; computed once for all layers of a level."""
+    def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> Places:
+        """What lies around patches of so many positions; looked up once for all layers of a level."""
         key = (*patch_hw, *padding)
         if key not in self._places:
-            found = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding).flatten()
-            self._places[key] = found.clamp(min=0), (found == OUTSIDE).view(-1, 1)
+            around = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding)
+            beyond = around != OUTSIDE
+            (height, width), (rows, columns) = patch_hw, padding
+            beyond[:, rows : rows + height, columns : columns + width] = False
+            flat, to = around.flatten(), beyond.flatten().nonzero().squeeze(1)
+            self._places[key] = Places(flat.clamp(min=0), (flat == OUTSIDE).view(-1, 1), to, flat[to])
         return self._places[key]
 
 
@@ -72,15 +94,47 @@ class Surroundings:
         There is what other patches of the same image hold there, and ``fill`` where none lies.
         """
         rows, columns = padding
-        placement: Placement | None = getattr(self._of_thread, "placement", self._last)
-        if placement is None or placement.whole:
+        placement = self._placement()
+        if placement is None:
             return F.pad(x, (columns, columns, rows, rows), value=fill)
         patches, channels, height, width = x.shape
-        place, outside = placement.places((height, width), padding)
-        values = (
-            x.permute(0, 2, 3, 1).reshape(-1, channels).index_select(0, place).masked_fill_(outside, fill)
-        )
-        return values.view(patches, height + 2 * rows, width + 2 * columns, channels).permute(0, 3, 1, 2)
+        places = placement.places((height, width), padding)
+        extended_hw = (height + 2 * rows, width + 2 * columns)
+        if x.is_contiguous(memory_format=torch.channels_last) and not (
+            torch.is_grad_enabled() and x.requires_grad
+        ):
+            # Padding is a plain copy; only what is beyond must be looked up. (Its gradient would cost more.)
+            extended = F.pad(x, (columns, columns, rows, rows), value=fill)
+            extended = extended.contiguous(memory_format=torch.channels_last)
+            found = _rows_of(x).index_select(0, places.source)
+            _rows_of(extended).index_copy_(0, places.beyond, found)
+            return extended
+        values = _rows_of(x).index_select(0, places.place).masked_fill_(places.outside, fill)
+        return values.view(patches, *extended_hw, channels).permute(0, 3, 1, 2)
+
+    def neighbourhoods(self, x: Tensor, position: Tensor) -> Tensor:
+        """3×3 neighbourhoods of positions [M, 3] (patch, row, column) of patches [K, C, h, w]: [M, 3, 3, C].
+
+        They go on in other patches; where none lies there are zeros.
+        """
+        placement = self._placement()
+        if placement is None:
+            return gather_neighbourhoods(x, position)
+        height, width = x.shape[2:]
+        places = placement.places((height, width), (1, 1))
+        cells = neighbourhood_cells(position, (height + 2, width + 2))
+        rows = _rows_of(x).index_select(0, places.place[cells]).masked_fill_(places.outside[cells], 0.0)
+        return rows.view(-1, 3, 3, x.shape[1])
+
+    def _placement(self) -> Placement | None:
+        """Of the patches at hand; None: nothing lies around them."""
+        placement: Placement | None = getattr(self._of_thread, "placement", self._last)
+        return None if placement is None or placement.whole else placement
+
+
+def _rows_of(maps: Tensor) -> Tensor:
+    """Maps [K, C, h, w] as [K·h·w, C], without a copy where they are channels last in memory."""
+    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1])
 
 
 def places_around(
@@ -176,5 +230,3 @@ def check_neighbours(config: ModelConfig) -> None:
         raise ConfigError(
             "borders neighbours: a centre answers in its patch alone; use any head.kind but 'center'"
         )
-    if config.head.sparse:
-        raise ConfigError("borders neighbours: the sparse head sees one patch at a time; use a dense one")

@@ -19,7 +19,7 @@ from models.layers import Fusable
 from models.levels import STRIDES, HeadPositions, LevelOutput
 from models.recompute import recomputed, recomputed_chain
 from models.slicer import Candidates, Patches, covered_cells, cut_patches, slice_greedy, slice_grid, whole_map
-from models.sparse import grow, position_masks
+from models.sparse import position_masks
 from utils.config import ModelConfig, Recompute, SlicerConfig
 from utils.profile import StageTimer, count_parameters
 
@@ -97,7 +97,7 @@ class ESOD(Network):
 
     ``config`` may be replaced at any time by one that differs in slicer and head.sparse only: how patches
     are chosen and where the head runs is decided in each forward pass. (With ``borders: neighbours`` patches must
-    stay on the grid, and the head dense.) ``recompute`` says which activations of a training step are computed once
+    stay on the grid.) ``recompute`` says which activations of a training step are computed once
     more in its backward pass instead of being kept; ``heatmap_stem`` which share of the heatmap's gradient reaches
     the stem, 0 to 1.
     """
@@ -120,6 +120,7 @@ class ESOD(Network):
         if config.borders == "neighbours":
             check_neighbours(config)
             self.surroundings = see_neighbours((self.deep, self.neck, self.head))
+            self.head.see(self.surroundings)
 
     @property
     def coder(self) -> BoxCoder:
@@ -261,9 +262,14 @@ class ESOD(Network):
         candidates = find_candidates(prob, config.slicer)
         masks = []
         if self._sparse():
-            masks = position_masks(prob, candidates, config.head.threshold, config.strides)
-            if self.head.needs_around:
-                masks += [grow(mask) for mask in masks]
+            masks = position_masks(
+                prob,
+                candidates,
+                config.head.threshold,
+                config.strides,
+                around=self.head.needs_around,
+                across=self.surroundings is not None,
+            )
         counts = torch.stack([m.sum() for m in (candidates.keep, *masks)]).tolist()
         patches = candidates.take(counts[0]).to(device)
         kept_order = candidates.keep.cumsum(0) - 1

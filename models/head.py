@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.borders import Surroundings
 from models.coders import BoxCoder
 from models.layers import Conv
 from models.levels import HeadPositions, LevelOutput, all_positions
@@ -24,7 +25,26 @@ DENSE_ABOVE_TWO = 0.3
 """The same with two convolutions in a row at any stride, for the mean of the shares that they compute."""
 
 
-class DecoupledLevel(nn.Module):
+class TwoBranchLevel(nn.Module):
+    """What levels with a box branch and a class branch of 3×3 convolutions have in common.
+
+    Attributes:
+        reg_conv, cls_conv: the branches, one `Conv` each or two in a row.
+        surroundings: what neighbourhoods hold beyond the border of a patch; None: zeros.
+    """
+
+    reg_conv: nn.Module
+    cls_conv: nn.Module
+    surroundings: Surroundings | None = None
+
+    def neighbourhoods(self, features: Tensor, position: Tensor) -> Tensor:
+        """See `gather_neighbourhoods`."""
+        if self.surroundings is None:
+            return gather_neighbourhoods(features, position)
+        return self.surroundings.neighbourhoods(features, position)
+
+
+class DecoupledLevel(TwoBranchLevel):
     """One level of ESOD's decoupled head (YOLOv6's): a shared 1×1 stem, then a 3×3 branch for classes and one for boxes.
 
     raw [M, A, 5 + classes]; see `AnchorCoder`.
@@ -48,7 +68,7 @@ class DecoupledLevel(nn.Module):
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
         x = self.stem(features)
-        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where, DENSE_ABOVE[self.stride])
+        reg, cls, position = _two_branches(self, x, where, DENSE_ABOVE[self.stride])
         parts = ((self.reg_pred, reg), (self.obj_pred, reg), (self.cls_pred, cls))
         rows = [predict_rows(conv, r) for conv, r in parts]
         raw = torch.cat(
@@ -57,7 +77,7 @@ class DecoupledLevel(nn.Module):
         return LevelOutput(raw, position, self.stride, (x.shape[2], x.shape[3]))
 
 
-class CentreLevel(nn.Module):
+class CentreLevel(TwoBranchLevel):
     """One level of the CenterNet-style head: the decoupled head without anchors and without objectness.
 
     raw [M, 1, 4 + classes]; see `CentreCoder`.
@@ -79,12 +99,12 @@ class CentreLevel(nn.Module):
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
         x = self.stem(features)
-        reg, cls, position = _two_branches(x, self.reg_conv, self.cls_conv, where, DENSE_ABOVE[self.stride])
+        reg, cls, position = _two_branches(self, x, where, DENSE_ABOVE[self.stride])
         raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
         return LevelOutput(raw.unsqueeze(1), position, self.stride, (x.shape[2], x.shape[3]))
 
 
-class DistanceLevel(nn.Module):
+class DistanceLevel(TwoBranchLevel):
     """One level of YOLOv8's head: per branch two 3×3 convolutions and a 1×1, for distances and for classes.
 
     raw [M, 1, 4·bins + classes]; see `DistanceCoder`.
@@ -116,7 +136,7 @@ class DistanceLevel(nn.Module):
 
     def forward(self, features: Tensor, where: HeadPositions | None = None) -> LevelOutput:
         """Features [K,C,h,w] → predictions everywhere, or only at some positions."""
-        reg, cls, position = _two_branches(features, self.reg_conv, self.cls_conv, where, DENSE_ABOVE_TWO)
+        reg, cls, position = _two_branches(self, features, where, DENSE_ABOVE_TWO)
         raw = torch.cat((predict_rows(self.reg_pred, reg), predict_rows(self.cls_pred, cls)), dim=1)
         return LevelOutput(raw.unsqueeze(1), position, self.stride, (features.shape[2], features.shape[3]))
 
@@ -157,6 +177,12 @@ class DetectionHead(nn.Module):
         """Whether a sparse forward pass needs `HeadPositions.around`."""
         return bool(self.levels[0].needs_around)
 
+    def see(self, surroundings: Surroundings) -> None:
+        """From now on, positions that are computed alone read what lies beyond the border of a patch."""
+        for level in self.levels:
+            if isinstance(level, TwoBranchLevel):
+                level.surroundings = surroundings
+
     def forward(
         self, pyramid: Sequence[Tensor], positions: Sequence[HeadPositions | None] | None = None
     ) -> list[LevelOutput]:
@@ -173,7 +199,7 @@ def predict_rows(conv: nn.Conv2d, features: Tensor) -> Tensor:
 
 
 def _two_branches(
-    x: Tensor, reg_conv: nn.Module, cls_conv: nn.Module, where: HeadPositions | None, dense_above: float
+    level: TwoBranchLevel, x: Tensor, where: HeadPositions | None, dense_above: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Box and class features, maps [K,C,h,w] or rows [M,C] at selected positions, and all positions [M,3].
 
@@ -181,20 +207,25 @@ def _two_branches(
     from sizes, which the host knows: no wait for the device.
     """
     patches, _, height, width = x.shape
+    reg_conv, cls_conv = level.reg_conv, level.cls_conv
     if where is None:
         return reg_conv(x), cls_conv(x), all_positions(patches, (height, width), x.device)
     first = where.around if isinstance(reg_conv, nn.Sequential) else where.wanted
     assert first is not None
     if len(first) + len(where.wanted) > 2 * dense_above * patches * height * width:
         return gather_rows(reg_conv(x), where.wanted), gather_rows(cls_conv(x), where.wanted), where.wanted
-    near = gather_neighbourhoods(x, first)
-    return _branch_rows(reg_conv, near, where, x), _branch_rows(cls_conv, near, where, x), where.wanted
+    near = level.neighbourhoods(x, first)
+    reg, cls = (_branch_rows(level, branch, near, where, x) for branch in (reg_conv, cls_conv))
+    return reg, cls, where.wanted
 
 
-def _branch_rows(branch: nn.Module, near: Tensor, where: HeadPositions, like: Tensor) -> Tensor:
+def _branch_rows(
+    level: TwoBranchLevel, branch: nn.Module, near: Tensor, where: HeadPositions, like: Tensor
+) -> Tensor:
     """One or two 3×3 convolutions at selected positions only: [M,C].
 
     Args:
+        level: whose branch it is.
         branch: a Conv, or two in a row.
         near: [M',3,3,in] neighbourhoods that the first one reads, of `HeadPositions.around` when there are two.
         where: positions.
@@ -205,9 +236,9 @@ def _branch_rows(branch: nn.Module, near: Tensor, where: HeadPositions, like: Te
     assert isinstance(branch, nn.Sequential) and where.around is not None
     first, second = branch
     assert isinstance(first, Conv) and isinstance(second, Conv)
-    # Zero outside of the patch, as the second convolution's padding; all that it reads is computed.
+    # All that the second convolution reads is computed, or beyond the border.
     between = scatter_rows(first.forward_rows(near), where.around, like)
-    return second.forward_rows(gather_neighbourhoods(between, where.wanted))
+    return second.forward_rows(level.neighbourhoods(between, where.wanted))
 
 
 def _objectness_prior(stride: int) -> float:

@@ -18,7 +18,13 @@ from models.slicer import Patches as PatchList
 
 
 def position_masks(
-    prob: Tensor, candidates: Candidates, threshold: float, strides: Sequence[int]
+    prob: Tensor,
+    candidates: Candidates,
+    threshold: float,
+    strides: Sequence[int],
+    *,
+    around: bool = False,
+    across: bool = False,
 ) -> list[Tensor]:
     """Where the sparse head runs, for every candidate patch.
 
@@ -26,14 +32,26 @@ def position_masks(
         prob: [B, 1, H, W] heatmap probabilities.
         candidates: G possible patches; the masks of those not kept are all False.
         threshold: least probability of a peak.
-
         strides: of the levels.
+        around: add the masks grown once more by 3×3 (`HeadPositions.around`).
+        across: masks are dilated across the borders of patches, not inside of each.
 
-    Returns one bool mask per level: [G, h, w] at stride 8, half and a quarter of that at 16 and 32, twice as much at 4.
+    Returns:
+        Bool masks [G, h, w], one per level, then with ``around`` as many again: h and w at stride 8 are the patch's,
+        half and a quarter of that at 16 and 32, twice as much at 4.
     """
     peaks = max_3x3(local_maxima(prob, threshold).float())
     everywhere = PatchList(candidates.image_index, candidates.xyxy_cell, candidates.size_cell)
-    base = cut_patches(peaks, everywhere) * candidates.keep.view(-1, 1, 1, 1)
+    masks = _at_strides(peaks if across else cut_patches(peaks, everywhere), strides)
+    if around:
+        masks += [max_3x3(mask) for mask in masks]
+    if across:
+        masks = [cut_patches(mask, _scaled(everywhere, mask.shape[-1] / prob.shape[-1])) for mask in masks]
+    return [(mask.squeeze(1) > 0) & candidates.keep.view(-1, 1, 1) for mask in masks]
+
+
+def _at_strides(base: Tensor, strides: Sequence[int]) -> list[Tensor]:
+    """A mask of 0 and 1 at stride 8, [N, 1, H, W], at other strides."""
     masks = []
     for stride in strides:
         if stride > STRIDE:
@@ -41,7 +59,13 @@ def position_masks(
             masks.append(max_3x3(F.max_pool2d(base, step, step)))
         else:
             masks.append(F.interpolate(base, scale_factor=STRIDE / stride, mode="nearest"))
-    return [mask.squeeze(1) > 0 for mask in masks]
+    return masks
+
+
+def _scaled(patches: PatchList, factor: float) -> PatchList:
+    """The same patches in a map whose sides are that many times as long."""
+    size_y, size_x = (round(side * factor) for side in patches.size_cell)
+    return PatchList(patches.image_index, (patches.xyxy_cell * factor).long(), (size_y, size_x))
 
 
 def grow(mask: Tensor) -> Tensor:
@@ -60,12 +84,17 @@ def gather_neighbourhoods(features: Tensor, position: Tensor) -> Tensor:
     """
     channels = features.shape[1]
     padded = F.pad(features, (1, 1, 1, 1)).permute(0, 2, 3, 1)
-    height, width = padded.shape[1:3]
+    cells = neighbourhood_cells(position, (padded.shape[1], padded.shape[2]))
+    return padded.reshape(-1, channels).index_select(0, cells).view(-1, 3, 3, channels)
+
+
+def neighbourhood_cells(position: Tensor, padded_hw: tuple[int, int]) -> Tensor:
+    """Flat cells in maps of padded_hw, which have a border of 1, of the neighbourhoods of positions: [9·M]."""
+    height, width = padded_hw
     corner = (position[:, 0] * height + position[:, 1]) * width + position[:, 2]
-    step = torch.arange(3, device=features.device)
+    step = torch.arange(3, device=position.device)
     offset = (step.view(3, 1) * width + step).flatten()
-    rows = padded.reshape(-1, channels).index_select(0, (corner.unsqueeze(1) + offset).flatten())
-    return rows.view(-1, 3, 3, channels)
+    return (corner.unsqueeze(1) + offset).flatten()
 
 
 def gather_rows(maps: Tensor, position: Tensor) -> Tensor:

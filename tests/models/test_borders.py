@@ -12,12 +12,14 @@ from torch import Tensor
 from engine.benchmark.variants import benchmark_config, lively_model, prepare
 from engine.export.graphs import check_exportable
 from engine.modes import PLAIN, Mode, put_into
+from models import head as head_module
 from models.assign import assign_level, targets_in_patches
 from models.borders import OUTSIDE, Surroundings, places_around
 from models.build import build_model
 from models.esod import ESOD
 from models.loss import DetectionLoss
-from models.slicer import Patches, fixed_grid, whole_map
+from models.slicer import Patches, fixed_grid, slice_grid, whole_map
+from models.sparse import position_masks
 from utils.config import ConfigError, HeadConfig, HypConfig, ModelConfig, ModelOverrides, SlicerConfig
 
 GRID = SlicerConfig(shift="none")
@@ -200,6 +202,63 @@ def test_who_answers() -> None:
     torch.testing.assert_close(together.xy_px[:2, 0], torch.tensor([28.8, -3.2]))
 
 
+@pytest.fixture
+def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads gather, however many positions are wanted."""
+    monkeypatch.setattr(head_module, "DENSE_ABOVE", dict.fromkeys((4, 8, 16, 32), 1.1))
+    monkeypatch.setattr(head_module, "DENSE_ABOVE_TWO", 1.1)
+
+
+@pytest.mark.usefixtures("always_sparse")
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    ("family", "kind", "options"),
+    [("yolov5", "decoupled", {}), ("yolov8", "dfl", {}), ("yolov5", "dfl", {"fine_level": True})],
+)
+@torch.no_grad()
+def test_a_sparse_head_sees_beyond_borders_too(
+    family: str, kind: str, fast: bool, options: dict[str, object]
+) -> None:
+    """The same values where it computes; and around a peak it computes on both sides of a border."""
+    model = network(family, kind, **options)
+    if fast:
+        put_into(Mode("fast"), model, torch.device("cpu"))
+    images = torch.rand(2, 3, 416, 512)
+    heat = torch.full((2, 1, 52, 64), -9.0)
+    for image, row, column in ((0, 7, 7), (0, 20, 40), (0, 51, 63), (1, 47, 8), (1, 30, 31), (1, 26, 33)):
+        heat[image, 0, row, column] = 9.0
+    assert model.seeker is not None
+    model.seeker.forward = lambda _: heat  # type: ignore[method-assign]
+    dense = model(images)
+    model.config = replace(model.config, head=replace(model.config.head, sparse=True))
+    sparse = model(images)
+    assert torch.equal(dense.patches.xyxy_cell, sparse.patches.xyxy_cell)
+    for whole, some in zip(dense.levels, sparse.levels, strict=True):
+        rows = (some.position[:, 0] * whole.grid_hw[0] + some.position[:, 1]) * whole.grid_hw[1]
+        rows = rows + some.position[:, 2]
+        assert 0 < len(rows) < len(whole.raw) + (whole.stride == 32)
+        torch.testing.assert_close(some.raw, whole.raw[rows], atol=1e-4, rtol=1e-4)
+
+
+def test_positions_grow_across_borders() -> None:
+    """A peak near the border of a patch; the one beside it is kept for another."""
+    prob = torch.zeros(1, 1, 16, 16)
+    prob[0, 0, 3, 6] = prob[0, 0, 6, 13] = 0.9
+    candidates = slice_grid(prob, SlicerConfig(patches_per_side=2, shift="none"))
+    assert candidates.keep.tolist() == [True, True, False, False]
+    inside = position_masks(prob, candidates, 0.5, (8, 16, 32), around=True)
+    across = position_masks(prob, candidates, 0.5, (8, 16, 32), around=True, across=True)
+    assert [mask.shape for mask in across] == [mask.shape for mask in inside]
+    assert all(
+        (larger | ~smaller).all() and not larger[2:].any()
+        for smaller, larger in zip(inside, across, strict=True)
+    )
+    # At stride 8 it reaches as far as the border; where nothing differs all of the patches is wanted anyway.
+    differ = [not torch.equal(smaller, larger) for smaller, larger in zip(inside, across, strict=True)]
+    assert differ == [False, True, False, True, False, False]
+    assert across[1][1, :, 0].tolist() == [True] * 4 and not inside[1][1, 0, 0]
+
+
 def test_no_patch_at_all() -> None:
     model = network("yolov8")
     empty = Patches(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4, dtype=torch.int64), (4, 4))
@@ -246,8 +305,7 @@ def test_benchmarked_beside_its_dense_twin() -> None:
         assert torch.allclose(
             torch.stack(list(expected.values())), torch.cat([x.raw for x in found.levels]), atol=1e-4
         )
-    with pytest.raises(ConfigError, match="dense"):
-        benchmark_config(model.config, sparse=True)
+    assert benchmark_config(model.config, sparse=True).head.sparse
 
 
 def test_an_object_on_a_border_has_the_positives_of_the_dense_model() -> None:
@@ -275,7 +333,6 @@ def test_an_object_on_a_border_has_the_positives_of_the_dense_model() -> None:
         ({"family": "yolov5", "transformer": True}, "transformer"),
         ({"slicer": SlicerConfig("greedy", shift="none")}, "side by side"),
         ({"slicer": SlicerConfig("grid")}, "side by side"),
-        ({"head": HeadConfig(sparse=True)}, "dense one"),
         ({"head": HeadConfig("center")}, "center"),
     ],
 )
