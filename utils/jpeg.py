@@ -121,6 +121,6 @@ def _with_rows(data: bytes, frame: int, scan: int, rows: int) -> bytes:
     kept = (-(-max(rows, 1) // step) + 1) * step
     if kept >= height:
         return data
-    changed = bytearray(data[: -len(JPEG_END)])
+    changed = bytearray(memoryview(data)[: -len(JPEG_END)])
     changed[frame + _HEIGHT_BYTE : frame + _HEIGHT_BYTE + 2] = kept.to_bytes(2, "big")
     return bytes(changed)
