@@ -39,7 +39,9 @@ def export(options: argparse.Namespace) -> None:
     require_packages(options.include)
     pictures = [] if options.int8 is None else calibration_pictures(options.int8)
     image = read_image(options.image)
-    overrides = ModelOverrides(slicer=options.slicer, head="dense", heatmap_thres=options.heatmap_thres)
+    overrides = ModelOverrides(
+        slicer=options.slicer, head="dense", heatmap_thres=options.heatmap_thres, borders=options.borders
+    )
     reference = load_model(options.weights, "cpu", overrides)
     assert isinstance(reference.model, ESOD)
     source = prepare(reference.model, reference.names)

@@ -17,6 +17,8 @@ from deploy.slicing import STRIDE, FloatArray, IntArray, PatchTable, SliceRule, 
 MAX_STRIDE = 32
 STEM, PATCHES = "_stem", "_patches"
 """Endings of the names of the two files of a pair."""
+FEATURES, CORNERS, OWNERS = "features", "corners", "owners"
+"""Inputs of the graph of the patches; the latter two where it looks beyond their borders."""
 
 
 class Output(NamedTuple):
@@ -80,11 +82,19 @@ class TwoGraphs:
         map_hw = (features.shape[2], features.shape[3])
         return choose_patches(None if logits is None else sigmoid(logits), len(features), map_hw, self.rule)
 
-    def predict(self, cut: FloatArray, size_cell: tuple[int, int]) -> list[LevelArray]:
-        """Features of K patches [K, C, h, w] → raw predictions; also for K = 0, which no graph is asked for."""
+    def patch_inputs(self, features: FloatArray, patches: PatchTable) -> dict[str, Any]:
+        """What the graph of the patches takes: their features [K, C, h, w], and perhaps where they lie."""
+        inputs: dict[str, Any] = {FEATURES: np.ascontiguousarray(cut_patches(features, patches))}
+        if self.info.config.get("borders", "zeros") == "neighbours":
+            inputs[CORNERS] = patches.corner_blocks()
+            inputs[OWNERS] = patches.block_owners(len(features), (features.shape[2], features.shape[3]))
+        return inputs
+
+    def predict(self, inputs: dict[str, Any], size_cell: tuple[int, int]) -> list[LevelArray]:
+        """`patch_inputs` of patches of one size → raw predictions; also of no patch, which no graph is asked for."""
         grids = [(size_cell[0] * STRIDE // s, size_cell[1] * STRIDE // s) for s in self.info.strides]
-        if len(cut):
-            found = self.deep.run({"features": cut})
+        if len(inputs[FEATURES]):
+            found = self.deep.run(inputs)
             raws = [found[f"raw{stride}"] for stride in self.info.strides]
         else:
             boxes, values = box_shape(self.info.config)
@@ -98,7 +108,7 @@ class TwoGraphs:
         """All of it; see `look`."""
         features, logits = self.look(images)
         patches = self.choose(logits, features)
-        return Output(logits, self.predict(cut_patches(features, patches), patches.size_cell), patches)
+        return Output(logits, self.predict(self.patch_inputs(features, patches), patches.size_cell), patches)
 
 
 @dataclass

@@ -63,6 +63,19 @@ class PatchTable:
     def __len__(self) -> int:
         return len(self.image_index)
 
+    def corner_blocks(self) -> IntArray:
+        """[K, 3] image, row and column of every corner, the latter two in blocks of 4×4 cells."""
+        row, column = self.xyxy_cell[:, 1] // PATCH_MULTIPLE, self.xyxy_cell[:, 0] // PATCH_MULTIPLE
+        return np.stack((self.image_index, row, column), axis=1)
+
+    def block_owners(self, batch: int, map_hw: tuple[int, int]) -> IntArray:
+        """[B, H/4, W/4]: which patch holds each block of 4×4 cells, the last of several; -1: none."""
+        owners = np.full((batch, *(side // PATCH_MULTIPLE for side in map_hw)), -1, dtype=np.int64)
+        blocks = self.xyxy_cell // PATCH_MULTIPLE
+        for number, (image, (x1, y1, x2, y2)) in enumerate(zip(self.image_index, blocks, strict=True)):
+            owners[image, y1:y2, x1:x2] = number
+        return owners
+
 
 def choose_patches(
     prob: FloatArray | None, batch: int, map_hw: tuple[int, int], rule: SliceRule

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from deploy.metadata import ExportedFileError, SingleSettings
 from deploy.network import Found, SingleGraph, TwoGraphs, open_network
-from deploy.slicing import PatchTable, SliceRule, cut_patches
+from deploy.slicing import PatchTable, SliceRule
+from models.borders import check_neighbours
 from models.build import build_coder
 from models.coders import BoxCoder, LevelBoxes
 from models.decode import PostprocessConfig
@@ -72,9 +73,9 @@ class ExportedNetwork(Network):
         with timer.stage("slicer"):
             graphs.rule = SliceRule.of(config_to_dict(self.config.slicer))
             patches = graphs.choose(logits, features)
-            cut = cut_patches(features, patches)
+            inputs = graphs.patch_inputs(features, patches)
         with timer.stage("deep"):
-            found = graphs.predict(cut, patches.size_cell)
+            found = graphs.predict(inputs, patches.size_cell)
         levels = []
         for level in found:
             position = all_positions(len(patches), level.grid_hw, CPU)
@@ -195,7 +196,12 @@ def load_exported(
             "--head sparse: exported heads run on whole patches; leave it out, or give the .pt file"
         )
     if changed.borders != config.borders:
-        raise ConfigError("--borders neighbours: exported patches see nothing beyond them; give the .pt file")
+        raise ConfigError(
+            f"--borders {changed.borders}: the file was exported with {config.borders}; leave it out, export anew with "
+            "--borders, or give the .pt file"
+        )
+    if changed.borders == "neighbours":
+        check_neighbours(changed)
     if isinstance(network, TwoGraphs):
         return ExportedNetwork(network, changed)
     if changed != config:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,34 @@ class Placement:
         self.whole = patches.size_cell == map_hw
         self._places: dict[tuple[int, int, int, int], Places] = {}
 
+    def extend(self, x: Tensor, padding: tuple[int, int], fill: float) -> Tensor:
+        """See `Surroundings.extend`."""
+        rows, columns = padding
+        around = (columns, columns, rows, rows)
+        if self.whole:
+            return F.pad(x, around, value=fill)
+        patches, channels, height, width = x.shape
+        places = self.places((height, width), padding)
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        if last and not (torch.is_grad_enabled() and x.requires_grad):
+            # Padding is a plain copy; only what is beyond must be looked up. (Its gradient would cost more.)
+            extended = F.pad(x, around, value=fill).contiguous(memory_format=torch.channels_last)
+            found = _rows_of(x).index_select(0, places.source)
+            _rows_of(extended).index_copy_(0, places.beyond, found)
+            return extended
+        values = _rows_of(x).index_select(0, places.place).masked_fill_(places.outside, fill)
+        return values.view(patches, height + 2 * rows, width + 2 * columns, channels).permute(0, 3, 1, 2)
+
+    def neighbourhoods(self, x: Tensor, position: Tensor) -> Tensor:
+        """See `Surroundings.neighbourhoods`."""
+        if self.whole:
+            return gather_neighbourhoods(x, position)
+        height, width = x.shape[2:]
+        places = self.places((height, width), (1, 1))
+        cells = neighbourhood_cells(position, (height + 2, width + 2))
+        rows = _rows_of(x).index_select(0, places.place[cells]).masked_fill_(places.outside[cells], 0.0)
+        return rows.view(-1, 3, 3, x.shape[1])
+
     def places(self, patch_hw: tuple[int, int], padding: tuple[int, int]) -> Places:
         """What lies around patches of so many positions; looked up once for all layers of a level."""
         key = (*patch_hw, *padding)
@@ -70,6 +98,13 @@ class Placement:
         return self._places[key]
 
 
+class Extending(Protocol):
+    """What is needed of a `Placement` by layers that run everywhere."""
+
+    def extend(self, x: Tensor, padding: tuple[int, int], fill: float) -> Tensor:
+        """See `Surroundings.extend`."""
+
+
 class Surroundings:
     """What all layers of one model know of the patches of the forward pass that they are in.
 
@@ -79,57 +114,39 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._of_thread = threading.local()
-        self._last: Placement | None = None
+        self._last: Extending | None = None
 
     def __reduce__(self) -> tuple[type[Surroundings], tuple[()]]:
         return Surroundings, ()  # a copy of a model begins without patches
 
-    def place(self, patches: Patches, batch: int, map_hw: tuple[int, int]) -> None:
-        """Before the layers run; see `Placement`."""
-        self._of_thread.placement = self._last = Placement(patches, batch, map_hw)
+    def place(self, placement: Extending) -> None:
+        """Before the layers run."""
+        self._of_thread.placement = self._last = placement
 
     def extend(self, x: Tensor, padding: tuple[int, int], fill: float) -> Tensor:
         """Patches [K, C, h, w] with ``padding`` rows and columns around each: [K, C, h + 2·rows, w + 2·columns].
 
-        There is what other patches of the same image hold there, and ``fill`` where none lies.
+        There is what other patches of the same image hold there, and ``fill`` (0, or -infinity) where none lies.
         """
-        rows, columns = padding
         placement = self._placement()
         if placement is None:
+            rows, columns = padding
             return F.pad(x, (columns, columns, rows, rows), value=fill)
-        patches, channels, height, width = x.shape
-        places = placement.places((height, width), padding)
-        extended_hw = (height + 2 * rows, width + 2 * columns)
-        if x.is_contiguous(memory_format=torch.channels_last) and not (
-            torch.is_grad_enabled() and x.requires_grad
-        ):
-            # Padding is a plain copy; only what is beyond must be looked up. (Its gradient would cost more.)
-            extended = F.pad(x, (columns, columns, rows, rows), value=fill)
-            extended = extended.contiguous(memory_format=torch.channels_last)
-            found = _rows_of(x).index_select(0, places.source)
-            _rows_of(extended).index_copy_(0, places.beyond, found)
-            return extended
-        values = _rows_of(x).index_select(0, places.place).masked_fill_(places.outside, fill)
-        return values.view(patches, *extended_hw, channels).permute(0, 3, 1, 2)
+        return placement.extend(x, padding, fill)
 
     def neighbourhoods(self, x: Tensor, position: Tensor) -> Tensor:
         """3×3 neighbourhoods of positions [M, 3] (patch, row, column) of patches [K, C, h, w]: [M, 3, 3, C].
 
-        They go on in other patches; where none lies there are zeros.
+        They go on in other patches of the same image; where none lies there are zeros.
         """
         placement = self._placement()
         if placement is None:
             return gather_neighbourhoods(x, position)
-        height, width = x.shape[2:]
-        places = placement.places((height, width), (1, 1))
-        cells = neighbourhood_cells(position, (height + 2, width + 2))
-        rows = _rows_of(x).index_select(0, places.place[cells]).masked_fill_(places.outside[cells], 0.0)
-        return rows.view(-1, 3, 3, x.shape[1])
+        assert isinstance(placement, Placement)
+        return placement.neighbourhoods(x, position)
 
-    def _placement(self) -> Placement | None:
-        """Of the patches at hand; None: nothing lies around them."""
-        placement: Placement | None = getattr(self._of_thread, "placement", self._last)
-        return None if placement is None or placement.whole else placement
+    def _placement(self) -> Extending | None:
+        return getattr(self._of_thread, "placement", self._last)
 
 
 def _rows_of(maps: Tensor) -> Tensor:

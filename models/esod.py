@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from models.backbones.base import Backbone
-from models.borders import check_neighbours, see_neighbours
+from models.borders import Placement, check_neighbours, see_neighbours
 from models.coders import BoxCoder
 from models.head import DetectionHead
 from models.layers import Fusable
@@ -168,7 +168,8 @@ class ESOD(Network):
             with timer.stage("tokens"):
                 features = self._mix(features, patches)
         if self.surroundings is not None:
-            self.surroundings.place(patches, len(features), (features.shape[2], features.shape[3]))
+            map_hw = (features.shape[2], features.shape[3])
+            self.surroundings.place(Placement(patches, len(features), map_hw))
         with timer.stage("gather"):
             cut = cut_patches(features, patches)
         with timer.stage("deep"):

@@ -96,6 +96,12 @@ def _add_slicer_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="P",
         help="a heatmap cell is active from this probability on (0-1)",
     )
+    group.add_argument(
+        "--borders",
+        choices=("zeros", "neighbours"),
+        help="what a patch's layers see beyond its border: zeros, or what the kept patches beside it hold there; fixed in "
+        "the files",
+    )
 
 
 def _add_single_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from engine.export.borders import GraphPlacement
+from models.borders import Placement
 from models.esod import ESOD
 from models.slicer import Patches
 from utils.typed_data import ConfigError
@@ -13,7 +15,6 @@ REFUSED = {
     "image, which is no fixed graph",
     "transformer": "its patches attend to those of the same image, grouped by how many each image has, which is no "
     "fixed graph",
-    "borders neighbours": "its patches read what those beside them hold, of which each image has others",
 }
 """What cannot be exported → why."""
 
@@ -36,16 +37,27 @@ class StemGraph(nn.Module):
 
 
 class PatchGraph(nn.Module):
-    """Features of K patches [K, C, h, w] → raw predictions [K, rows·columns, boxes, values] of every level."""
+    """Features of K patches [K, C, h, w] → raw predictions [K, rows·columns, boxes, values] of every level.
+
+    A model with ``borders: neighbours`` also takes where they lie, see `GraphPlacement`; without, one patch
+    covers the map.
+    """
 
     def __init__(self, model: ESOD) -> None:
         super().__init__()
         self.output_names = [f"raw{stride}" for stride in model.config.strides]
         self.deep, self.neck, self.head = model.deep, model.neck, model.head
+        self.surroundings = model.surroundings
 
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
-        # The deep parts that are exported look at each patch alone: they ask for no places.
+    def forward(
+        self, features: Tensor, corners: Tensor | None = None, owners: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        # The deep parts that are exported ask for no places.
         nowhere = Patches(features.new_zeros(0), features.new_zeros(0, 4), (0, 0))
+        if self.surroundings is not None and corners is not None and owners is not None:
+            self.surroundings.place(GraphPlacement(corners, owners, int(features.shape[2])))
+        elif self.surroundings is not None:
+            self.surroundings.place(Placement(nowhere, 1, nowhere.size_cell))
         pyramid = self.neck(*self.deep(features, nowhere))
         raws = []
         for level, maps in zip(self.head.levels, pyramid, strict=True):
@@ -61,7 +73,5 @@ def check_exportable(model: ESOD) -> None:
         ConfigError: with the reason.
     """
     name: str = "transformer" if model.config.transformer else model.config.family
-    if model.config.borders != "zeros":
-        name = "borders neighbours"
     if name in REFUSED:
         raise ConfigError(f"{name} cannot be exported: {REFUSED[name]}; run the .pt file")

@@ -8,13 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from deploy.metadata import ExportInfo, SingleSettings
-from deploy.network import PATCHES, STEM
+from deploy.network import CORNERS, FEATURES, OWNERS, PATCHES, STEM
 from engine.export.graphs import PatchGraph, StemGraph, check_exportable
 from engine.export.write import Axes, finish_onnx, trace
 from models.decode import PostprocessConfig
 from models.esod import ESOD
+from models.slicer import PATCH_MULTIPLE
 from utils.config import ModelConfig
 from utils.typed_data import config_to_dict
 
@@ -85,10 +87,27 @@ def export_pair(source: Exportable, folder: Path, name: str) -> tuple[Path, Path
         channels = stem(images)[0].shape[1]
     height_width = {0: "batch", 2: "height", 3: "width"}
     stem_axes = Axes(["images"], stem.output_names, {"images": height_width})
-    count, height, width = EXAMPLE_PATCHES
-    patch_axes = Axes(["features"], deep.output_names, {"features": {0: "patches", 2: "rows", 3: "columns"}})
     stem_path, patches_path = folder / f"{name}{STEM}.onnx", folder / f"{name}{PATCHES}.onnx"
     finish_onnx(trace(stem, images, stem_axes), source.info("stem"), stem_path)
-    features = torch.rand(count, channels, height, width)
-    finish_onnx(trace(deep, features, patch_axes), source.info("patches"), patches_path)
+    example, sides = _patch_inputs(source.model, channels)
+    patch_axes = Axes(list(sides), deep.output_names, sides)
+    finish_onnx(trace(deep, example, patch_axes), source.info("patches"), patches_path)
     return stem_path, patches_path
+
+
+def _patch_inputs(model: ESOD, channels: int) -> tuple[tuple[Tensor, ...], dict[str, dict[int, str]]]:
+    """Examples of what the graph of the patches takes, and which of their sides may change."""
+    count, height, width = EXAMPLE_PATCHES
+    features = torch.rand(count, channels, height, width)
+    sides = {FEATURES: {0: "patches", 2: "rows", 3: "columns"}}
+    if model.surroundings is None:
+        return (features,), sides
+    # Two beside each other, and one in another image.
+    corners = torch.tensor([[0, 0, 0], [0, 0, width // PATCH_MULTIPLE], [1, 0, 0]])
+    owners = torch.full((2, 3, 7), -1)
+    for number, (image, row, column) in enumerate(corners.tolist()):
+        owners[image, row : row + height // PATCH_MULTIPLE, column : column + width // PATCH_MULTIPLE] = (
+            number
+        )
+    sides |= {CORNERS: {0: "patches"}, OWNERS: {0: "batch", 1: "block_rows", 2: "block_columns"}}
+    return (features, corners, owners), sides

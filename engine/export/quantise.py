@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deploy.network import PATCHES, STEM, TwoGraphs, open_network
-from deploy.slicing import FloatArray, cut_patches
+from deploy.slicing import FloatArray
 from engine.export.write import finish_onnx
 from engine.inference import Detector
 from utils.config import DatasetConfig
@@ -91,7 +91,7 @@ def _cut_out(graphs: TwoGraphs, images: Iterable[FloatArray]) -> Iterator[Feed]:
         patches = graphs.choose(logits, features)
         if len(patches):
             some = True
-            yield {"features": np.ascontiguousarray(cut_patches(features, patches))}
+            yield graphs.patch_inputs(features, patches)
     if not some:
         raise ConfigError(
             "--int8: the heatmap is empty on all calibration pictures, so nothing is known of the patches; give pictures "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploy.metadata import SingleSettings
+from engine.export.borders import block_owners
 from engine.export.graphs import PatchGraph
 from engine.export.pair import Exportable
 from engine.export.selection import GridSelection, gather_patches
@@ -16,7 +17,7 @@ from engine.export.suppression import append_suppression
 from engine.export.write import Axes, finish_onnx, fold_constants, trace
 from models.esod import ESOD
 from models.levels import LevelOutput, all_positions
-from models.slicer import STRIDE
+from models.slicer import PATCH_MULTIPLE, STRIDE
 from utils.boxes import cxcywh_to_xyxy
 from utils.config import ModelConfig
 from utils.typed_data import ConfigError
@@ -56,11 +57,11 @@ class CandidateGraph(nn.Module):
         if self.select is not None and prob is not None:
             corners, used = self.select(prob)
             size = self.select.size
-            cut = gather_patches(features, corners, size)
+            raws = self.rest(gather_patches(features, corners, size), *self._where(corners, used, size))
         else:
-            size, cut = self.map_hw, features
+            size, raws = self.map_hw, self.rest(features)
             corners, used = torch.zeros(len(features), 1, 2), torch.ones(len(features), 1)
-        boxes, scores = self._decode(self.rest(cut), corners, size)
+        boxes, scores = self._decode(raws, corners, size)
         scores = scores * used.unsqueeze(2).repeat(1, 1, scores.shape[1] // used.shape[1]).reshape(
             used.shape[0], -1, 1
         )
@@ -68,6 +69,15 @@ class CandidateGraph(nn.Module):
         patches = torch.cat((corners, corners + torch.tensor([size[1], size[0]]).float()), dim=2)
         looked = (patches, used.sum(dim=1))
         return (*best, *looked) if prob is None else (*best, *looked, prob)
+
+    def _where(self, corners: Tensor, used: Tensor, size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """Where patches lie, for a network that looks beyond their borders."""
+        if self.rest.surroundings is None:
+            return ()
+        blocks = (corners.flip(2) / PATCH_MULTIPLE).long()
+        image = torch.arange(len(corners)).view(-1, 1, 1).expand(-1, blocks.shape[1], 1)
+        owners = block_owners(corners, used, self.map_hw, size)
+        return torch.cat((image, blocks), dim=2).reshape(-1, 3), owners
 
     def _decode(
         self, raws: tuple[Tensor, ...], corners: Tensor, size: tuple[int, int]

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from deploy.metadata import ExportedFileError
+from deploy.slicing import PatchTable
 from engine.exported import ExportedNetwork
 from engine.inference import Detector, load_model
+from models.borders import Placement
 from models.decode import PostprocessConfig
 from models.esod import ESOD
-from models.slicer import cut_patches, fixed_grid
+from models.slicer import Patches, cut_patches, fixed_grid
 from utils.images import ByteImage
 from utils.results import Detections
 
@@ -112,10 +114,15 @@ def _graph_differences(reference: Detector, exported: ExportedNetwork, images: T
     differences["features"] = relative_difference(features, got)
     if logits is not None and model.seeker is not None:
         differences["heatmap"] = relative_difference(model.seeker(features), logits)
-    patches = fixed_grid(1, (features.shape[2], features.shape[3]), 8, images.device)
-    cut = cut_patches(features, patches)[:CHECKED_PATCHES].contiguous()
-    expected = model.head(model.neck(*model.deep(cut, patches)))
-    for level, array in zip(expected, graphs.predict(cut.numpy(), patches.size_cell), strict=True):
+    map_hw = (features.shape[2], features.shape[3])
+    grid = fixed_grid(1, map_hw, 8, images.device)
+    patches = Patches(grid.image_index[:CHECKED_PATCHES], grid.xyxy_cell[:CHECKED_PATCHES], grid.size_cell)
+    if model.surroundings is not None:
+        model.surroundings.place(Placement(patches, 1, map_hw))
+    expected = model.head(model.neck(*model.deep(cut_patches(features, patches), patches)))
+    table = PatchTable(patches.image_index.numpy(), patches.xyxy_cell.numpy(), patches.size_cell)
+    inputs = graphs.patch_inputs(features.numpy(), table)
+    for level, array in zip(expected, graphs.predict(inputs, patches.size_cell), strict=True):
         differences[f"raw{level.stride}"] = relative_difference(level.raw, array.raw.reshape(level.raw.shape))
     return differences
 

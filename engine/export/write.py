@@ -43,14 +43,14 @@ def require_packages(formats: Sequence[str]) -> None:
         raise ConfigError(f"export needs packages that are not installed: pip install {' '.join(missing)}")
 
 
-def trace(module: nn.Module, example: Tensor, axes: Axes) -> Any:
+def trace(module: nn.Module, example: Tensor | tuple[Tensor, ...], axes: Axes) -> Any:
     """An ONNX model (``onnx.ModelProto``) of a module.
 
     By torch's older exporter, which follows one forward pass: docs/notes/export.md says why.
 
     Args:
         module: in evaluation mode.
-        example: an input; sides that are not dynamic stay as in it.
+        example: its input or inputs; sides that are not dynamic stay as in them.
         axes: names.
     """
     import onnx
@@ -62,7 +62,7 @@ def trace(module: nn.Module, example: Tensor, axes: Axes) -> Any:
         file = Path(folder) / "traced.onnx"
         torch.onnx.export(
             module.eval(),
-            (example,),
+            example if isinstance(example, tuple) else (example,),
             str(file),
             input_names=list(axes.inputs),
             output_names=list(axes.outputs),

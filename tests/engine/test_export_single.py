@@ -161,11 +161,16 @@ def test_a_higher_threshold_filters_and_everything_else_is_refused(lively: Path,
     assert len(expected) > 0 and box_px < 0.01 and score < 1e-5
 
 
-@pytest.mark.parametrize("name", ["yolov5n", "yolov5n-p2", "yolov8n", "yolov5m-center"])
+@pytest.mark.parametrize(
+    "name", ["yolov5n", "yolov5n-p2", "yolov8n", "yolov5m-center", "yolov8n with neighbours"]
+)
 @pytest.mark.parametrize("dense", [False, True])
 def test_the_graph_keeps_to_what_tensorrt_supports(name: str, dense: bool, tmp_path: Path) -> None:
+    name, _, neighbours = name.partition(" with ")
     config = yaml.safe_load((ROOT / "models" / "cfg" / f"{name}.yaml").read_text(encoding="utf-8"))
     config |= {"width": 0.125, "depth": 0.33}
+    if neighbours:
+        config |= {"borders": neighbours, "slicer": {"shift": "none"}}
     if dense:
         config |= {"seeker": {"kind": "none"}, "slicer": {"algorithm": "none"}}
     model = build_model(config_from_dict(ModelConfig, config)).eval()

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.benchmark.variants import benchmark_config, lively_model, prepare
-from engine.export.graphs import check_exportable
 from engine.modes import PLAIN, Mode, put_into
 from models import head as head_module
 from models.assign import assign_level, targets_in_patches
-from models.borders import OUTSIDE, Surroundings, places_around
+from models.borders import OUTSIDE, Placement, Surroundings, places_around
 from models.build import build_model
 from models.esod import ESOD
 from models.loss import DetectionLoss
@@ -122,7 +121,7 @@ def test_overlapping_patches_keep_their_own() -> None:
 
 def test_gradients_go_to_the_neighbour() -> None:
     surroundings = Surroundings()
-    surroundings.place(patches_of([(0, 0), (4, 0)]), 1, (4, 8))
+    surroundings.place(Placement(patches_of([(0, 0), (4, 0)]), 1, (4, 8)))
     x = torch.arange(2.0).view(2, 1, 1, 1).requires_grad_()
     extended = surroundings.extend(x, (1, 1), -torch.inf)
     assert extended[0, 0, 1].tolist() == [-torch.inf, 0, 1]
@@ -277,8 +276,6 @@ def test_fast_modes() -> None:
     assert all(raw.isfinite().all() for raw in maps_of(half, images.bfloat16(), patches).values())
     with pytest.raises(ConfigError, match="--compile"):
         put_into(Mode("compiled", compiled=True), deepcopy(model), torch.device("cpu"))
-    with pytest.raises(ConfigError, match="cannot be exported"):
-        check_exportable(put_into(PLAIN, model, torch.device("cpu")))
 
 
 def test_the_same_weights_with_and_without() -> None:
