@@ -30,6 +30,14 @@ def script() -> ModuleType:
     return module
 
 
+def test_the_space_for_adamw_holds_the_hyp_files_for_it(script: ModuleType) -> None:
+    space = script.read_space(ROOT / "data" / "hyps" / "search_adamw.yaml")
+    for file in ("finetune.yaml", "quickstart.yaml"):
+        hyp = load_config(HypConfig, ROOT / "data" / "hyps" / file)
+        for name, limits in space.items():
+            assert limits.low <= getattr(hyp, name) <= limits.high, f"{file}: {name} is outside"
+
+
 def test_the_shipped_space_is_readable(script: ModuleType) -> None:
     space = script.read_space(ROOT / "data" / "hyps" / "search.yaml")
     assert space["lr0"] == script.Range(0.001, 0.03, True) and not space["mosaic"].log
