@@ -43,17 +43,17 @@ class GraphPlacement:
     def _places(self, x: Tensor, padding: tuple[int, int], step: int) -> tuple[Tensor, Tensor]:
         """For the positions of patches and those around: [K, h', w'] where they are found, and whether they are."""
         height, width = x.shape[2], x.shape[3]
-        y, own_y, block_y, inside_y = self._axis(height, padding[0], 1, step)
-        x_, own_x, block_x, inside_x = self._axis(width, padding[1], 2, step)
-        across, (down, columns) = self.corners[:, :1], (self.owners.shape[1], self.owners.shape[2])
-        cell = (across * down + block_y).unsqueeze(2) * columns + block_x.unsqueeze(1)
+        down, own_y, block_y, inside_y = self._axis(height, padding[0], 1, step)
+        right, own_x, block_x, inside_x = self._axis(width, padding[1], 2, step)
+        image, (rows, columns) = self.corners[:, :1], (self.owners.shape[1], self.owners.shape[2])
+        cell = (image * rows + block_y).unsqueeze(2) * columns + block_x.unsqueeze(1)
         owner = self.owners.reshape(-1).index_select(0, cell.flatten()).reshape(cell.shape)
         mine = torch.arange(self.corners.shape[0]).view(-1, 1, 1).expand(cell.shape)
         own = own_y.unsqueeze(2) & own_x.unsqueeze(1)
         known = own | ((owner >= 0) & inside_y.unsqueeze(2) & inside_x.unsqueeze(1))
         owner = torch.where(known & ~own, owner, mine)
-        row = _within(y.unsqueeze(2) - self._corner_of(owner, 1) * step, height)
-        column = _within(x_.unsqueeze(1) - self._corner_of(owner, 2) * step, width)
+        row = _within(down.unsqueeze(2) - self._corner_of(owner, 1) * step, height)
+        column = _within(right.unsqueeze(1) - self._corner_of(owner, 2) * step, width)
         return (owner * height + row) * width + column, known
 
     def _axis(self, length: int, padding: int, axis: int, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
