@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,17 +70,33 @@ def _onnx_errors() -> tuple[type[Exception], ...]:
     return tuple(one for one in classes if issubclass(one, Exception))
 
 
+_ONE_CORE = threading.Lock()
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """The process's only `openvino.Core`, which is never freed.
+
+    The CPU plugin of a core gives the thread that first compiles a model an alternate signal stack (sigaltstack).
+    Freed by another thread, by the garbage collector say, it unmaps this stack without taking it back from the first:
+    the next signal there, such as the end of a child process, ends the process (seen with OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenVinoSession:
     """A file in OpenVINO on the CPU, in 32 bits; arguments as of `OnnxSession`."""
 
     def __init__(self, path: Path, threads: int = 0, device: str = "cpu") -> None:
         try:
-            import openvino
+            with _ONE_CORE:
+                core = _openvino_core()
         except ImportError as error:
             raise ExportedFileError(f"{path}: needs OpenVINO: pip install openvino") from error
         if device != "cpu":
             raise ExportedFileError(f"device {device!r}: OpenVINO files run on the CPU here")
-        core = openvino.Core()
         settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
         if threads:
             settings["INFERENCE_NUM_THREADS"] = threads

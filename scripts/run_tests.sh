@@ -57,23 +57,21 @@ step "import-linter" "$PYTHON" -c "$lint_imports" --no-logo
 step "documentation" env NO_MKDOCS_2_WARNING=1 "$PYTHON" -m mkdocs build --strict --quiet
 # As many processes as cores, one file of tests at a time in each, PyTorch with one thread in each: what the tests
 # compute is too small for more. PYTEST_ARGS is a string of words by convention, so it is split here.
+# When one of the processes dies, pytest-xdist may wait for ever: after an hour it is told to end and says what failed.
+limit=()
+if command -v timeout >/dev/null; then limit=(timeout --foreground --signal=INT --kill-after=60 3600); fi
 tests() {
     # shellcheck disable=SC2086
-    OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" "$PYTHON" -m pytest -q --durations=25 --numprocesses auto --dist loadfile \
-        ${select[@]+"${select[@]}"} ${PYTEST_ARGS:-} "$@"
+    OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" ${limit[@]+"${limit[@]}"} "$PYTHON" -m pytest -q --durations=25 \
+        --numprocesses auto --dist loadfile ${select[@]+"${select[@]}"} ${PYTEST_ARGS:-} "$@"
 }
-# Exported files are run in a process of their own: in one in which hundreds of other tests had used torch, a runtime
-# (OpenVINO or ONNX Runtime) ended the process with a segmentation fault; alone they never did.
-exported=(tests/deploy tests/engine/test_export.py tests/engine/test_export_int8.py tests/engine/test_export_single.py
-    tests/scripts/test_export_scripts.py)
 # What looks at the peak memory of its own process, which is that of all tests before it.
 memory=(tests/engine/test_batch_size.py)
 if [ "${#pytest_args[@]}" -gt 0 ]; then
     step "pytest" tests "${pytest_args[@]}"
 else
-    step "pytest, exported files" tests "${exported[@]}"
     step "pytest, memory" tests "${memory[@]}" --numprocesses 0
-    step "pytest" tests "${exported[@]/#/--ignore=}" "${memory[@]/#/--ignore=}"
+    step "pytest" tests "${memory[@]/#/--ignore=}"
 fi
 
 printf '\n== summary (%d s)\n%s' $((SECONDS - started)) "$summary"
