@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.evaluation import evaluate
+from engine.evaluation import Evaluation, evaluate
 from engine.exported import check_postprocessing
 from engine.inference import Detector, load_model
 from engine.loaders import evaluation_loader
@@ -116,26 +116,33 @@ def run_accuracy(
         missed.gather()
     if result is None:
         return folder  # the main process has the numbers
-    begin = time.perf_counter()
-    save_curves(folder, result.detection)
-    outputs.finish_worst(result.detection.best_confidence)
-    charts_s = time.perf_counter() - begin
-    log = get_logger()
-    log.info(result.detection.table(per_class=args.verbose or len(names) <= 20))
-    log.info(result.selector.table())
+    write_accuracy(args, dataset, folder, result, outputs)
     if missed is not None:
         causes = missed.compute(result.detection.best_confidence, post.conf_thres)
-        log.info(causes.table())
+        get_logger().info(causes.table())
         plot_missed(causes, folder / "analysis.png")
         write_json(folder / "analysis.json", {**causes.to_dict(), **record(args, dataset)})
-    log.info(f"{result.throughput.line()} (scores included; charts took another {charts_s:.1f} s)")
-    note_scores(dataset)
-    write_json(folder / "metrics.json", {**result.to_dict(), **record(args, dataset)})
     if official is not None:
         run_official(official, folder)
     if not args.no_report:
         report_finished_run(folder)
     return folder
+
+
+def write_accuracy(
+    args: argparse.Namespace, dataset: DatasetConfig, folder: Path, result: Evaluation, outputs: TestOutputs
+) -> None:
+    """Show the scores, and leave them, their curves and the worst images in the folder."""
+    begin = time.perf_counter()
+    save_curves(folder, result.detection)
+    outputs.finish_worst(result.detection.best_confidence)
+    charts_s = time.perf_counter() - begin
+    log = get_logger()
+    log.info(result.detection.table(per_class=args.verbose or len(outputs.names) <= 20))
+    log.info(result.selector.table())
+    log.info(f"{result.throughput.line()} (scores included; charts took another {charts_s:.1f} s)")
+    note_scores(dataset)
+    write_json(folder / "metrics.json", {**result.to_dict(), **record(args, dataset)})
 
 
 def run_official(split: OfficialSplit, folder: Path) -> None:

@@ -136,6 +136,21 @@ class _Collected:
     cells_labelled: int = 0
     cells_both: int = 0
 
+    def add_cells(
+        self, active: BoolArray | None, labelled: BoolArray | None, boxes: NDArray[np.float64]
+    ) -> None:
+        """Count the cells [h, w] of an image and those in its boxes [N, 4]; without either map, none."""
+        if active is None or labelled is None:
+            self.box_cells_labelled += [0] * len(boxes)
+            self.box_cells_both += [0] * len(boxes)
+            return
+        both = active & labelled
+        self.box_cells_labelled += cells_in_boxes(labelled, boxes).tolist()
+        self.box_cells_both += cells_in_boxes(both, boxes).tolist()
+        self.cells_active += int(active.sum())
+        self.cells_labelled += int(labelled.sum())
+        self.cells_both += int(both.sum())
+
 
 class SelectorEvaluator:
     """Collects heatmaps and patches image by image and computes `SelectorMetrics`.
@@ -204,15 +219,7 @@ class SelectorEvaluator:
         data.occupancy.append(float(patch_areas(patches).sum()) / (height * width))
         data.occupancy_union.append(float(covered_cells(patches, height, width).mean()))
         data.patches.append(len(patches))
-        if active is None or labelled is None:
-            data.box_cells_labelled += [0] * len(boxes)
-            data.box_cells_both += [0] * len(boxes)
-        else:
-            data.box_cells_labelled += cells_in_boxes(labelled, boxes).tolist()
-            data.box_cells_both += cells_in_boxes(active & labelled, boxes).tolist()
-            data.cells_active += int(active.sum())
-            data.cells_labelled += int(labelled.sum())
-            data.cells_both += int((active & labelled).sum())
+        data.add_cells(active, labelled, boxes)
 
     def state(self) -> dict[str, Any]:
         """Everything collected, as plain data (numbers and lists) to send to another process."""

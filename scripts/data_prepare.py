@@ -47,6 +47,7 @@ from utils.prepare import (
     remove_leftovers,
     write_if_changed,
 )
+from utils.splits import dataset_yaml_of
 from utils.typed_data import ConfigError, load_config
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -325,7 +326,7 @@ def finish(
         detect_list = root / "split" / "detect.txt"
     else:
         name = PUBLISHED[args.dataset] + ("_single" if args.single_class else "")
-        yaml_path = DATA / f"{name}.yaml"
+        yaml_path = dataset_yaml_of(root, DATA / f"{name}.yaml")
         detect_list = DATA / "images" / f"{PUBLISHED[args.dataset]}.txt"
     write_detect_list(args.detect_list or detect_list, reports)
     size = args.img_size or DEFAULT_SIZE.get(args.dataset, 1536)
@@ -337,9 +338,8 @@ def finish(
             [(image.wh, image.hw) for image in training], longer, anchors, from_repository(yaml_path)
         )
     )
-    print(
-        f"\nNext: python train.py --data {from_repository(yaml_path)} --cfg models/cfg/yolov5m.yaml --img-size {longer}"
-    )
+    data = from_repository(yaml_path)
+    print(f"\nNext: python train.py --data {data} --cfg models/cfg/yolov5m.yaml --img-size {longer}")
 
 
 def write_detect_list(path: Path, reports: Mapping[str, Sequence[ImageReport]]) -> None:

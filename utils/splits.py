@@ -13,6 +13,7 @@ from utils.config import DatasetConfig
 from utils.images import IMAGE_SUFFIXES, list_images
 from utils.labels import DataError, label_path
 from utils.logger import get_logger
+from utils.typed_data import load_config
 
 _PREPARE = "python scripts/data_prepare.py --dataset"
 _HOW_TO_GET = {
@@ -36,6 +37,14 @@ def dataset_root(config: DatasetConfig, yaml_path: str | Path) -> Path:
             return place
     looked = " and ".join(str(place.absolute()) for place in places)
     raise DataError(f"{yaml_path}: the dataset's folder is not there; looked for {looked}. {_advice(path)}")
+
+
+def dataset_yaml_of(root: Path, usual: Path) -> Path:
+    """The dataset file for a folder of images: the usual one, unless only another beside it names this folder."""
+    for path in (usual, *sorted(usual.parent.glob("*.yaml"))):
+        if Path(load_config(DatasetConfig, path).path).expanduser().absolute() == root.absolute():
+            return path
+    return usual
 
 
 def resolve_split(config: DatasetConfig, yaml_path: str | Path, split: str) -> list[Path]:

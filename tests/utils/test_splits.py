@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from utils.config import DatasetConfig
 from utils.labels import DataError
-from utils.splits import dataset_fingerprint, dataset_root, resolve_split
+from utils.splits import dataset_fingerprint, dataset_root, dataset_yaml_of, resolve_split
 from utils.typed_data import load_config
 
 
@@ -127,3 +128,16 @@ def test_shipped_dataset_files(request: pytest.FixtureRequest, name: str, classe
     areas = [w * h for level in config.anchors_for(size) for w, h in level]
     assert len(areas) == 9 and areas == sorted(areas)
     assert bool(config.note) == (name == "sample")
+
+
+@pytest.mark.parametrize(
+    ("root", "usual", "file"),
+    [
+        ("UAVDT", "uavdt", "uavdt"),
+        ("UAVDT", "uavdt_single", "uavdt_single"),
+        ("./sample", "visdrone", "sample"),
+        ("/elsewhere/VisDrone", "visdrone", "visdrone"),
+    ],
+)
+def test_the_file_of_a_folder(root: str, usual: str, file: str) -> None:
+    assert dataset_yaml_of(Path(root), ROOT / f"data/{usual}.yaml") == ROOT / f"data/{file}.yaml"
