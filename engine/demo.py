@@ -191,11 +191,11 @@ def esod_of(detector: Detector) -> ESOD:
     """The network of a detector.
 
     Raises:
-        RefusedError: it is an exported file, whose slicing is fixed and whose operations cannot be counted.
+        RefusedError: it is an exported file, whose operations cannot be counted.
     """
     if not isinstance(detector.model, ESOD):
         raise RefusedError(
-            "an exported file cannot be sliced otherwise: give the .pt file that it was made from"
+            "the operations of an exported file cannot be counted: give the .pt file that it was made from"
         )
     return detector.model
 
