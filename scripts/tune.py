@@ -3,7 +3,7 @@
     python scripts/tune.py --name drones --trials 30 -- --data data/visdrone.yaml --cfg models/cfg/yolov5s.yaml --epochs 20
 
 What stands behind ``--`` goes to train.py, which runs as a process of its own for every trial; hyper-parameters are
-those of --hyp but for the ones in --space. After each epoch a trial that is worse than half of the others were at that
+those of --hyp but for the ones in --space. The first trial is --hyp itself, so that a search shows what it gains. After each epoch a trial that is worse than half of the others were at that
 epoch is stopped. Everything is kept in PROJECT/NAME: study.db, a folder per trial, trials.csv, and best.yaml, to be given
 to train.py as --hyp. The same command goes on with a search that was interrupted, the interrupted trial included.
 """
@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     folder = Path(args.project) / args.name
     folder.mkdir(parents=True, exist_ok=True)
     study = open_study(folder, args.seed, args.startup_trials, args.warmup_epochs)
+    if not study.trials:
+        study.enqueue_trial(first_values(base, space))
     left = args.trials - len(finished(study))
     if left > 0:
         study.optimize(
@@ -114,7 +116,7 @@ def build_parser() -> Parser:
         type=non_negative_int,
         default=5,
         metavar="N",
-        help="random ones, never stopped early",
+        help="--hyp and random ones, never stopped early",
     )
     parser.add_argument(
         "--warmup-epochs", type=non_negative_int, default=2, metavar="N", help="no trial is stopped before"
@@ -195,6 +197,11 @@ def open_study(folder: Path, seed: int, startup: int, warmup: int) -> optuna.Stu
     # A search that goes on must not draw once more what it has tried.
     study.sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed + len(study.trials))
     return study
+
+
+def first_values(base: HypConfig, space: Mapping[str, Range]) -> dict[str, float]:
+    """What the first trial takes: the values of --hyp, moved into their range where they lie outside."""
+    return {name: min(max(float(getattr(base, name)), r.low), r.high) for name, r in space.items()}
 
 
 def finished(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:

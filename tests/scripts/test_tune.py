@@ -131,6 +131,31 @@ def test_pruning_epoch_by_epoch(script: ModuleType, tmp_path: Path, monkeypatch:
     )
 
 
+def test_the_first_trial_is_the_file_given(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    hyp, space = tmp_path / "hyp.yaml", tmp_path / "space.yaml"
+    hyp.write_text("{lr0: 0.004, box: 0.9}")
+    space.write_text("{lr0: [0.001, 0.01, log], box: [0.02, 0.1], scale: [0.0, 0.6]}")
+    tried: list[dict[str, float]] = []
+
+    def run_trial(
+        trial: Any, folder: Path, base: HypConfig, ranges: dict[str, Any], train: list[str]
+    ) -> float:
+        tried.append(
+            {name: trial.suggest_float(name, r.low, r.high, log=r.log) for name, r in ranges.items()}
+        )
+        return 0.1
+
+    monkeypatch.setattr(script, "run_trial", run_trial)
+    line = ["--project", str(tmp_path), "--name", "s", "--space", str(space), "--hyp", str(hyp)]
+    script.main([*line, "--trials", "1"])
+    script.main([*line, "--trials", "3"])
+    assert tried[0] == {"lr0": 0.004, "box": 0.1, "scale": HypConfig().scale}
+    assert len(tried) == 3 and tried[0] not in tried[1:]
+
+
 @pytest.mark.slow
 def test_a_real_search_goes_on(run_command: RunCommand, tiny_dataset: Path, tmp_path: Path) -> None:
     pytest.importorskip("optuna")
