@@ -55,7 +55,8 @@ class Found(NamedTuple):
 class TwoGraphs:
     """Stem with seeker, and deep part with head, as two sessions.
 
-    ``rule`` may be replaced at any time: how patches are chosen is decided in each call.
+    ``rule`` may be replaced at any time: how patches are chosen is decided in each call. (Patches that see each other,
+    ``borders: neighbours``, stay unshifted.)
     """
 
     info: ExportInfo

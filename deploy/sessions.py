@@ -79,10 +79,15 @@ def _openvino_core() -> Any:
 
     The CPU plugin of a core gives the thread that first compiles a model an alternate signal stack (sigaltstack).
     Freed by another thread, by the garbage collector say, it unmaps this stack without taking it back from the first:
-    the next signal there, such as the end of a child process, ends the process (seen with OpenVINO 2026.4).
+    the next signal there, such as the end of a child process, ends the process (seen with OpenVINO 2026.4). A process
+    that has made a core must not fork and use OpenVINO in the child, which would wait for ever: spawn.
     """
     import openvino
 
+    # The binding makes its tables of types when they are first needed, and threads that need them at the same time
+    # wait for each other for ever.
+    openvino.Type(np.float32)
+    openvino.Type.f32.to_dtype()
     return openvino.Core()
 
 

@@ -64,7 +64,13 @@ class PatchTable:
         return len(self.image_index)
 
     def corner_blocks(self) -> IntArray:
-        """[K, 3] image, row and column of every corner, the latter two in blocks of 4×4 cells."""
+        """[K, 3] image, row and column of every corner, the latter two in blocks of 4×4 cells.
+
+        Raises:
+            ValueError: a corner lies within a block, as shifted patches do.
+        """
+        if (self.xyxy_cell % PATCH_MULTIPLE).any():
+            raise ValueError("patches that see each other lie on the grid: choose them with shift 'none'")
         row, column = self.xyxy_cell[:, 1] // PATCH_MULTIPLE, self.xyxy_cell[:, 0] // PATCH_MULTIPLE
         return np.stack((self.image_index, row, column), axis=1)
 

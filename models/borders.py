@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -27,20 +28,35 @@ OUTSIDE = -1
 """Place of a position that lies in no patch."""
 
 
-class Places(NamedTuple):
+class Places:
     """`places_around`, ready to be used: positions of patches with what is around them, one behind the other.
+
+    Args:
+        around: [K, h + 2·rows, w + 2·columns] of `places_around`; N positions.
+        padding: (rows, columns) of it.
 
     Attributes:
         place: [N] int64, where each position is found; 0 for those outside.
         outside: [N, 1] bool.
-        beyond: [M] int64, those of the N that are beyond the border of their patch, but in another.
-        source: [M] int64, where those are found.
     """
 
-    place: Tensor
-    outside: Tensor
-    beyond: Tensor
-    source: Tensor
+    def __init__(self, around: Tensor, padding: tuple[int, int]) -> None:
+        flat = around.flatten()
+        self.place, self.outside = flat.clamp(min=0), (flat == OUTSIDE).view(-1, 1)
+        self._around, self._padding = around, padding
+
+    @cached_property
+    def beyond(self) -> Tensor:
+        """[M] int64, those of the N that are beyond the border of their patch, but in another."""
+        rows, columns = self._padding
+        beyond = self._around != OUTSIDE
+        beyond[:, rows : beyond.shape[1] - rows, columns : beyond.shape[2] - columns] = False
+        return beyond.flatten().nonzero().squeeze(1)
+
+    @cached_property
+    def source(self) -> Tensor:
+        """[M] int64, where those are found."""
+        return self.place[self.beyond]
 
 
 class Placement:
@@ -66,8 +82,9 @@ class Placement:
         patches, channels, height, width = x.shape
         places = self.places((height, width), padding)
         last = x.is_contiguous(memory_format=torch.channels_last)
-        if last and not (torch.is_grad_enabled() and x.requires_grad):
-            # Padding is a plain copy; only what is beyond must be looked up. (Its gradient would cost more.)
+        if last and not (torch.is_grad_enabled() and x.requires_grad) and not x.is_meta:
+            # Padding is a plain copy; only what is beyond must be looked up. (Its gradient would cost more. How much
+            # there is cannot be known where only shapes are computed.)
             extended = F.pad(x, around, value=fill).contiguous(memory_format=torch.channels_last)
             found = _rows_of(x).index_select(0, places.source)
             _rows_of(extended).index_copy_(0, places.beyond, found)
@@ -90,11 +107,7 @@ class Placement:
         key = (*patch_hw, *padding)
         if key not in self._places:
             around = places_around(self.patches, self.batch, self.map_hw, patch_hw, padding)
-            beyond = around != OUTSIDE
-            (height, width), (rows, columns) = patch_hw, padding
-            beyond[:, rows : rows + height, columns : columns + width] = False
-            flat, to = around.flatten(), beyond.flatten().nonzero().squeeze(1)
-            self._places[key] = Places(flat.clamp(min=0), (flat == OUTSIDE).view(-1, 1), to, flat[to])
+            self._places[key] = Places(around, padding)
         return self._places[key]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.images import ByteImage, ImageError, decode_jpeg
-from utils.jpeg import JPEG_START
+from utils.jpeg import JPEG_END, JPEG_START
 
 _FALLBACK_FPS = 25.0
 _RATE_FRAMES = 33
@@ -27,7 +27,6 @@ _LONGEST_STILL_S = 60.0
 """A frame that seems to be shown for longer has a wrong time."""
 _LARGEST_BY_BITS = (255, 1023, 4095, 16383, 65535)
 _TRANSPARENT_RGB = 114  # the grey that letterboxing pads with: to the network, "no picture here"
-_JPEG_END = b"\xff\xd9"
 
 
 class Capture(Protocol):
@@ -83,7 +82,7 @@ def read_picture(path: str | Path) -> ByteImage:
     if not data.size:
         raise ImageError(f"{path}: the file is empty")
     is_jpeg = data[: len(JPEG_START)].tobytes() == JPEG_START
-    if is_jpeg and _JPEG_END not in data[-65536:].tobytes():  # some OpenCV versions fill the rest with grey
+    if is_jpeg and JPEG_END not in data[-65536:].tobytes():  # some OpenCV versions fill the rest with grey
         raise ImageError(f"{path}: the file ends early (truncated JPEG)")
     try:
         if is_jpeg:

@@ -97,9 +97,13 @@ def read_image(path: Path, reduce: int = 1, rows: int | None = None) -> ByteImag
         raise ValueError(f"{path}: only JPEG files can be decoded at a reduced size (reduce={reduce})")
     try:
         content = path.read_bytes()
+        image = None
         if rows is not None and content.startswith(JPEG_START):
-            content = first_rows(content, rows)
-        image = _decode(np.frombuffer(content, dtype=np.uint8), reduce) if content else None
+            image = _decode(first_rows(content, rows), reduce)
+        if (
+            image is None and content
+        ):  # also where a part that is missing cannot be made up without the end marker
+            image = _decode(content, reduce)
     except (OSError, cv2.error) as error:
         raise ImageError(f"{path}: cannot read the image: {error}") from error
     if image is None:
@@ -124,9 +128,10 @@ def decode_jpeg(data: npt.NDArray[np.uint8], *, upright: bool) -> ByteImage | No
     return _swapped(cv2.imdecode(data, cv2.IMREAD_COLOR | stored))
 
 
-def _decode(data: npt.NDArray[np.uint8], reduce: int) -> ByteImage | None:
+def _decode(content: bytes, reduce: int) -> ByteImage | None:
     """An image file's bytes of any format as uint8 [H, W, 3] RGB, as stored; None when damaged."""
-    if reduce == 1 and data[: len(JPEG_START)].tobytes() == JPEG_START:
+    data = np.frombuffer(content, dtype=np.uint8)
+    if reduce == 1 and content.startswith(JPEG_START):
         return decode_jpeg(data, upright=False)
     return _swapped(cv2.imdecode(data, _REDUCED_READ[reduce] | cv2.IMREAD_IGNORE_ORIENTATION))
 

@@ -83,7 +83,7 @@ def first_rows(data: bytes, rows: int) -> bytes:
     """A JPEG of which a decoder makes only the first rows, with the same pixels, in a share of the time.
 
     A smaller height in the header is all it takes: the picture data are in rows of blocks, and the decoder stops
-    behind the last one. The end marker goes too, lest it warn of what is left in front of it.
+    behind the last one. The end marker goes too, and all behind it, lest it warn of what is left in front of it.
 
     Args:
         data: all bytes of the file.
@@ -93,8 +93,6 @@ def first_rows(data: bytes, rows: int) -> bytes:
         The shortened file; ``data`` itself where that is not possible (several scans, arithmetic coding, restart
         markers, of which the decoder would complain, a damaged or otherwise unusual file) or saves nothing.
     """
-    if not data.endswith(JPEG_END):
-        return data
     file, frame = io.BytesIO(data), None
     try:
         for segment in header_segments(file):
@@ -112,8 +110,11 @@ def first_rows(data: bytes, rows: int) -> bytes:
 def _with_rows(data: bytes, frame: int, scan: int, rows: int) -> bytes:
     """Of a file whose frame's and scan's segments begin there; `data` itself where the scan has not all components."""
     height = int.from_bytes(data[frame + _HEIGHT_BYTE : frame + _HEIGHT_BYTE + 2], "big")
-    components = data[frame + 7]
-    if data[scan + 2] != components:
+    components, end = (
+        data[frame + 7],
+        data.find(JPEG_END, scan),
+    )  # not in picture data: a 0 follows each 255 there
+    if components == 0 or data[scan + 2] != components or end < 0:
         return data
     tallest = max(data[frame + 9 + 3 * number] & 15 for number in range(components))
     step = _BLOCK * max(tallest, 1)
@@ -121,6 +122,6 @@ def _with_rows(data: bytes, frame: int, scan: int, rows: int) -> bytes:
     kept = (-(-max(rows, 1) // step) + 1) * step
     if kept >= height:
         return data
-    changed = bytearray(memoryview(data)[: -len(JPEG_END)])
+    changed = bytearray(memoryview(data)[:end])
     changed[frame + _HEIGHT_BYTE : frame + _HEIGHT_BYTE + 2] = kept.to_bytes(2, "big")
     return bytes(changed)

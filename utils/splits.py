@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from utils.config import DatasetConfig
 from utils.images import IMAGE_SUFFIXES, list_images
 from utils.labels import DataError, label_path
 from utils.logger import get_logger
-from utils.typed_data import load_config
+from utils.typed_data import ConfigError, load_config
 
 _PREPARE = "python scripts/data_prepare.py --dataset"
 _HOW_TO_GET = {
@@ -40,10 +41,16 @@ def dataset_root(config: DatasetConfig, yaml_path: str | Path) -> Path:
 
 
 def dataset_yaml_of(root: Path, usual: Path) -> Path:
-    """The dataset file for a folder of images: the usual one, unless only another beside it names this folder."""
+    """The dataset file for a folder of images: the usual one, unless only another of the same classes names it.
+
+    Looked for beside the usual one, among the files that are datasets of ours.
+    """
+    names = load_config(DatasetConfig, usual).names
     for path in (usual, *sorted(usual.parent.glob("*.yaml"))):
-        if Path(load_config(DatasetConfig, path).path).expanduser().absolute() == root.absolute():
-            return path
+        with suppress(ConfigError):
+            config = load_config(DatasetConfig, path)
+            if config.names == names and Path(config.path).expanduser().absolute() == root.absolute():
+                return path
     return usual
 
 

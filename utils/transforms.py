@@ -162,7 +162,7 @@ class ColourJitter:
 
     Attributes:
         hue: colours turn around the axis of greys by up to this share of half a circle.
-        saturation: their distance from grey is multiplied by a factor between 1 - this and 1 + this.
+        saturation: their distance from grey is multiplied by a factor between 1 - this (at least 0) and 1 + this.
         value: brightness, likewise.
     """
 
@@ -179,7 +179,7 @@ class ColourJitter:
         turn, saturation, value = rng.uniform(-1, 1, 3) * (self.hue, self.saturation, self.value)
         if not (self.hue or self.saturation or self.value):
             return channels_first(image)
-        matrix = colour_matrix(turn * math.pi, 1 + saturation, 1 + value)
+        matrix = colour_matrix(turn * math.pi, max(1 + saturation, 0.0), 1 + value)
         planes = np.empty((3, *image.shape[:2]), dtype=np.uint8)
         for top in range(0, len(image), STRIP_ROWS):
             strip = np.asarray(cv2.transform(image[top : top + STRIP_ROWS], matrix), dtype=np.uint8)

@@ -138,14 +138,19 @@ def resized(image: ByteImage, scale: float) -> ByteImage:
     if any(more):  # whole blocks at the far borders too, or the last pixels would be lost
         image = np.asarray(cv2.copyMakeBorder(image, 0, more[0], 0, more[1], cv2.BORDER_REPLICATE), np.uint8)
     image, step = _average_blocks(image, scale)
-    # Factors, not a size: with a rounded size OpenCV would stretch the image by up to half a pixel.
     factor = scale * step
-    out = (
-        cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-        if factor != 1
-        else image
-    )
+    out = _by_factors(image, factor, factor) if factor != 1 else image
     return np.asarray(out[: max(height, 1), : max(width, 1)], dtype=np.uint8)
+
+
+def _by_factors(image: ByteImage, x: float, y: float) -> ByteImage:
+    """Resized by factors, not to a size, for which OpenCV would stretch the image by up to half a pixel.
+
+    A side that would become 0 pixels becomes 1.
+    """
+    height, width = round(image.shape[0] * y), round(image.shape[1] * x)
+    size = None if height and width else (max(width, 1), max(height, 1))
+    return np.asarray(cv2.resize(image, size, fx=x, fy=y, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
 
 def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, float]:
@@ -153,7 +158,7 @@ def _paste(canvas: ByteImage, image: ByteImage, matrix: Matrix) -> tuple[float, 
     x = _span(matrix[0, 0], matrix[0, 2], image.shape[1], canvas.shape[1])
     y = _span(matrix[1, 1], matrix[1, 2], image.shape[0], canvas.shape[0])
     part, step = _average_blocks(image[y.source, x.source], max(x.scale, y.scale))
-    patch = cv2.resize(part, None, fx=x.scale * step, fy=y.scale * step, interpolation=cv2.INTER_LINEAR)
+    patch: npt.NDArray[Any] = _by_factors(part, x.scale * step, y.scale * step)
     height = min(patch.shape[0] + y.start, canvas.shape[0])
     width = min(patch.shape[1] + x.start, canvas.shape[1])
     patch = patch[max(-y.start, 0) : height - y.start, max(-x.start, 0) : width - x.start]

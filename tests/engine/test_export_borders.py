@@ -151,6 +151,8 @@ def test_owners() -> None:
         [[-1, -1, 2, 2], [-1, -1, 2, 2], [-1, -1, -1, -1]],
     ]
     assert table.corner_blocks().tolist() == [[0, 0, 0], [0, 1, 0], [1, 0, 2]]
+    with pytest.raises(ValueError, match="shift 'none'"):
+        PatchTable(np.array([0]), np.array([[3, 4, 11, 12]]), (8, 8)).corner_blocks()
     patches = Patches(torch.tensor([0, 0, 1]), torch.from_numpy(table.xyxy_cell), (8, 8))
     around = places_around(patches, 2, (12, 16), (2, 2), (1, 1))
     assert around[0, 3].tolist() == [-1, 6, 7, -1]  # the second one's last row, not its first

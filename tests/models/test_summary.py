@@ -11,7 +11,7 @@ import torch
 from models.build import build_model
 from models.slicer import Patches, fixed_grid
 from models.summary import build_for_counting, cost_at, dense_twin, layers_of, main
-from utils.config import HeadConfig, ModelConfig
+from utils.config import HeadConfig, ModelConfig, SlicerConfig
 from utils.profile import count_flops, count_parameters
 
 CONFIG = ModelConfig(depth=0.33, width=0.125, num_classes=3)
@@ -48,6 +48,12 @@ def test_the_cost_of_kept_patches_is_that_of_a_real_pass() -> None:
         sixteen = count_flops(lambda: real(torch.rand(1, 3, *SIZE), some)).gflops
     fixed = cost.gflops["stem"] + cost.gflops["seeker"]
     assert sixteen - fixed == pytest.approx((cost.total - fixed) * 1.6)
+
+
+def test_neighbours_cost_no_operations() -> None:
+    config = replace(CONFIG, slicer=SlicerConfig(shift="none"))
+    seeing = build_for_counting(replace(config, borders="neighbours"))
+    assert cost_at(seeing, SIZE, 0.25) == cost_at(build_for_counting(config), SIZE, 0.25)
 
 
 def test_layers_add_up() -> None:

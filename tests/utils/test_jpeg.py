@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from utils.images import read_image
 from utils.jpeg import JPEG_END, JPEG_START, first_rows, jpeg_hw
 
 Image = npt.NDArray[np.uint8]
@@ -69,7 +71,6 @@ def test_what_cannot_be_shortened_stays() -> None:
         progressive,
         restarts,
         data[:-2],
-        data + b"\0",
         data[:300] + JPEG_END,
         JPEG_START + JPEG_END,
         b"",
@@ -77,7 +78,21 @@ def test_what_cannot_be_shortened_stays() -> None:
         assert first_rows(other, 10) is other
 
 
-def test_a_scan_of_one_component_only_stays() -> None:
+@pytest.mark.parametrize("behind", [b"\0", JPEG_END, jpeg(noise())])
+def test_what_lies_behind_the_picture_goes(behind: bytes) -> None:
+    data = jpeg(noise())
+    assert first_rows(data + behind, 40) == first_rows(data, 40)
+
+
+def test_picture_data_that_end_early_are_filled_up_all_the_same(tmp_path: Path) -> None:
+    data, path = jpeg(noise()), tmp_path / "cut.jpg"
+    path.write_bytes(data[: len(data) // 4] + JPEG_END)
+    whole = read_image(path)
+    for rows in (20, 100, 150):
+        assert np.array_equal(read_image(path, rows=rows)[:rows], whole[:rows])
+
+
+def test_a_scan_of_some_components_only_stays() -> None:
     frame = struct.pack(">BHHB", 8, 480, 640, 3) + bytes([1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1])
 
     def file(scanned: int) -> bytes:
@@ -88,6 +103,8 @@ def test_a_scan_of_one_component_only_stays() -> None:
         )  # fmt: skip
 
     assert first_rows(file(1), 100) == file(1)
+    nothing = file(0).replace(frame, frame[:5] + bytes([0]) + frame[6:])
+    assert first_rows(nothing, 100) == nothing
     assert jpeg_hw(io.BytesIO(first_rows(file(3), 100))) == (128, 640)
     assert jpeg_hw(io.BytesIO(file(3))) == (480, 640)
 

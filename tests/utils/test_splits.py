@@ -141,3 +141,13 @@ def test_shipped_dataset_files(request: pytest.FixtureRequest, name: str, classe
 )
 def test_the_file_of_a_folder(root: str, usual: str, file: str) -> None:
     assert dataset_yaml_of(Path(root), ROOT / f"data/{usual}.yaml") == ROOT / f"data/{file}.yaml"
+
+
+def test_files_that_are_no_datasets_of_these_classes_are_passed_over(tmp_path: Path) -> None:
+    usual = tmp_path / "usual.yaml"
+    usual.write_text("{path: pictures, nc: 2, names: [a, b]}")
+    (tmp_path / "coco.yaml").write_text("{path: mine, names: {0: person}}")
+    (tmp_path / "one.yaml").write_text("{path: mine, nc: 1, names: [a]}")
+    assert dataset_yaml_of(Path("mine"), usual) == usual
+    (tmp_path / "same.yaml").write_text("{path: mine, nc: 2, names: [a, b]}")
+    assert dataset_yaml_of(Path("mine"), usual) == tmp_path / "same.yaml"

@@ -215,6 +215,13 @@ def test_colour_off_is_the_same_image() -> None:
     assert np.array_equal(planes, image.transpose(2, 0, 1))
 
 
+def test_colours_lose_all_saturation_at_most() -> None:
+    turned = [jittered(ColourJitter(0, 1.8, 0), (200, 50, 50), seed) for seed in range(30)]
+    assert all(red >= green - 1 for red, green, _ in turned) and any(
+        red - green < 2 for red, green, _ in turned
+    )
+
+
 def jittered(jitter: ColourJitter, colour: tuple[int, int, int], seed: int) -> Array:
     """What becomes of one colour, [3]."""
     image = np.full((4, 4, 3), colour, np.uint8)

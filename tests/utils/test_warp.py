@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from utils.transforms import BACKGROUND
-from utils.warp import channels_first, draw, scaling, transform_boxes, translation
+from utils.warp import channels_first, draw, resized, scaling, transform_boxes, translation
 
 Image = npt.NDArray[np.uint8]
 Matrix = npt.NDArray[np.float64]
@@ -149,6 +149,13 @@ def test_images_of_a_few_pixels(size: int) -> None:
     assert (canvas[: size * 10, : size * 10] == 200).all()
     for matrix in (scaling(0.3, 0.3), rotation(10) @ scaling(0.4, 0.4)):
         placed(image, matrix, (32, 32))
+
+
+def test_a_side_that_would_vanish_is_a_pixel() -> None:
+    image = np.full((3, 4096, 3), 200, np.uint8)
+    assert resized(image, 640 / 4096).shape == (1, 640, 3)
+    canvas, _ = placed(image, scaling(0.1, 0.1), (32, 640))  # a third of a pixel high: it may show or not
+    assert set(np.unique(canvas)) <= {BACKGROUND, 200}
 
 
 def test_boxes_by_hand() -> None:
