@@ -100,9 +100,8 @@ def read_image(path: Path, reduce: int = 1, rows: int | None = None) -> ByteImag
         image = None
         if rows is not None and content.startswith(JPEG_START):
             image = _decode(first_rows(content, rows), reduce)
-        if (
-            image is None and content
-        ):  # also where a part that is missing cannot be made up without the end marker
+        if image is None and content:
+            # Also where picture data end early: a decoder makes up the rest only before an end marker.
             image = _decode(content, reduce)
     except (OSError, cv2.error) as error:
         raise ImageError(f"{path}: cannot read the image: {error}") from error

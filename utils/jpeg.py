@@ -110,10 +110,8 @@ def first_rows(data: bytes, rows: int) -> bytes:
 def _with_rows(data: bytes, frame: int, scan: int, rows: int) -> bytes:
     """Of a file whose frame's and scan's segments begin there; `data` itself where the scan has not all components."""
     height = int.from_bytes(data[frame + _HEIGHT_BYTE : frame + _HEIGHT_BYTE + 2], "big")
-    components, end = (
-        data[frame + 7],
-        data.find(JPEG_END, scan),
-    )  # not in picture data: a 0 follows each 255 there
+    components = data[frame + 7]
+    end = data.find(JPEG_END, scan)  # not within picture data: a 0 follows each 255 there
     if components == 0 or data[scan + 2] != components or end < 0:
         return data
     tallest = max(data[frame + 9 + 3 * number] & 15 for number in range(components))
