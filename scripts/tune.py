@@ -3,9 +3,10 @@
     python scripts/tune.py --name drones --trials 30 -- --data data/visdrone.yaml --cfg models/cfg/yolov5s.yaml --epochs 20
 
 What stands behind ``--`` goes to train.py, which runs as a process of its own for every trial; hyper-parameters are
-those of --hyp but for the ones in --space. The first trial is --hyp itself, so that a search shows what it gains. After each epoch a trial that is worse than half of the others were at that
-epoch is stopped. Everything is kept in PROJECT/NAME: study.db, a folder per trial, trials.csv, and best.yaml, to be given
-to train.py as --hyp. The same command goes on with a search that was interrupted, the interrupted trial included.
+those of --hyp but for the ones in --space. The first trial is --hyp itself, so that a search shows what it gains. After
+each epoch a trial that is worse than half of the others were at that epoch is stopped. Everything is kept in
+PROJECT/NAME: study.db, a folder per trial, trials.csv, and best.yaml, to be given to train.py as --hyp. The same
+command goes on with a search that was interrupted, the interrupted trial included.
 """
 
 from __future__ import annotations
